@@ -1,0 +1,76 @@
+"""The loss of a reward model on pairs of responses, and its accuracy."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def bradley_terry(
+    chosen: Float[Array, " B"],
+    rejected: Float[Array, " B"],
+    margin: Float[Array, " B"] | None = None,
+    label_smoothing: Float[Array, ""] | float = 0.0,
+    centring: Float[Array, ""] | float = 0.0,
+) -> Float[Array, " B"]:
+    """Negative log-likelihood of preferences, with a margin, smoothed labels and a pull of the rewards towards 0.
+
+        delta = chosen - rejected - margin
+        loss = -(1 - s) log sigma(delta) - s log sigma(-delta) + centring (chosen + rejected)^2
+
+    Args:
+        chosen: rewards of the preferred responses, [B].
+        rejected: rewards of the other ones, [B].
+        margin: by how much the first should exceed the second, [B], reward units; None for 0.
+        label_smoothing: s in [0, 1/2): the share of labels that are taken to be wrong.
+        centring: weight of the squared sum; the likelihood alone leaves the rewards free up to a constant a prompt.
+
+    Returns:
+        Unreduced losses in nats, [B]; float32 for bfloat16 and float16 input.
+
+    Raises:
+        ValueError: `label_smoothing` is a Python number outside [0, 1/2), or `centring` one below 0.
+
+    Source: Bradley and Terry 1952; margin: Touvron et al. 2023 (arXiv:2307.09288), eq. 2; centring: Eisenstein et al.
+    2023 (arXiv:2312.09244).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> loss = bradley_terry(jnp.array([1.0, 0.0]), jnp.array([1.0, 1.0]))  # log 2, log(1 + e)
+        >>> [f"{x:.4f}" for x in loss]
+        ['0.6931', '1.3133']
+        >>> print(f"{bradley_terry(jnp.array([1.0]), jnp.array([1.0]), centring=0.01)[0]:.4f}")
+        0.7331
+    """
+    if isinstance(label_smoothing, float) and not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing is {label_smoothing!r}; it must be at least 0 and below 1/2")
+    if isinstance(centring, float) and centring < 0:
+        raise ValueError(f"centring is {centring!r}; it must not be negative")
+    dtype = jnp.promote_types(chosen.dtype, jnp.float32)
+    chosen, rejected = chosen.astype(dtype), rejected.astype(dtype)
+    delta = chosen - rejected
+    if margin is not None:
+        delta = delta - margin.astype(dtype)
+    likelihood = (1.0 - label_smoothing) * jax.nn.log_sigmoid(delta) + label_smoothing * jax.nn.log_sigmoid(-delta)
+    return centring * jnp.square(chosen + rejected) - likelihood
+
+
+def preference_accuracy(chosen: Float[Array, " B"], rejected: Float[Array, " B"]) -> Float[Array, " B"]:
+    """Whether each preferred response has the larger reward: 1 if so, 0 if not, one half at an exact tie.
+
+    Args:
+        chosen: rewards of the preferred responses, [B].
+        rejected: rewards of the other ones, [B]. The two are compared as they are given: rewards that bfloat16 cannot
+            tell apart are ties.
+
+    Returns:
+        1, 0.5 or 0 a pair, [B], float32 or better; NaN where a reward is NaN. The mean is the accuracy.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> preference_accuracy(jnp.array([2.0, 1.0, 0.0]), jnp.array([1.0, 1.0, 1.0])).tolist()
+        [1.0, 0.5, 0.0]
+    """
+    dtype = jnp.promote_types(chosen.dtype, jnp.float32)
+    wins = (chosen > rejected).astype(dtype)
+    ties = (chosen == rejected).astype(dtype)
+    return jnp.where(jnp.isnan(chosen) | jnp.isnan(rejected), jnp.nan, wins + 0.5 * ties)

@@ -1,0 +1,59 @@
+"""What every test runs under: run-time checks of shapes and dtypes, strict promotion, eight fake devices.
+
+Several programs with collectives in flight at once on fake CPU devices can abort or hang: a test on a mesh calls
+`jax.block_until_ready` after every step.
+"""
+
+import json
+import os
+from pathlib import Path
+
+# Each of pytest-xdist's workers computes on one core: two that each want all of them only get in each other's way.
+if "PYTEST_XDIST_WORKER" in os.environ and "xla_cpu_multi_thread_eigen" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
+
+import jax
+import pytest
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED = REPOSITORY.parent / "shared"
+
+install_import_hook("rlhf_jax", "beartype.beartype")
+
+jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update(
+    "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "jax"))
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+settings.register_profile("rlhf_jax", deadline=None, derandomize=True, max_examples=25)
+settings.load_profile("rlhf_jax")
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    """A typed random key, the same in every test."""
+    return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of small real data sets and weights beside the repository; skips where there is none."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip("no folder ../shared/data beside the repository: tests on real data are left out")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden_losses() -> dict:
+    """Reference values of the losses, computed with other software; skips where there are none."""
+    path = SHARED / "reference" / "golden_losses.json"
+    if not path.is_file():
+        pytest.skip("no file ../shared/reference/golden_losses.json beside the repository: no reference values")
+    return json.loads(path.read_text(encoding="utf-8"))
