@@ -29,7 +29,8 @@ from rlhf_jax.data.synthetic.comparisons import comparisons
 from rlhf_jax.data.synthetic.vocabulary import VOCABULARY
 from rlhf_jax.data.synthetic.writer import demonstrations
 from rlhf_jax.data.world import World, builtin_world, take_prompts, text_world
-from rlhf_jax.evaluation.study import Study, report
+from rlhf_jax.evaluation.statistics import pearson, row
+from rlhf_jax.evaluation.study import Runs, Study, report
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.heads import init_policy
 from rlhf_jax.parallel.lanes import over_lanes, use_all_cores
@@ -557,3 +558,175 @@ def train_policies(
             )
     whole = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *history)
     return whole, states.algorithm.params["policy"], compile_seconds
+
+
+# ---------------------------------------------------------------------------------------------------------------- analysis
+
+
+def curves_of(config: Config, world: World, scale: Any, history: dict[str, np.ndarray]) -> tuple[Study, np.ndarray]:
+    """Runs by rule and KL coefficient, and the gold of every stored response [lanes, updates, B]."""
+    prompts = np.asarray(world.prompts.tokens)[history["rows"]]
+    shape = history["rows"].shape
+    flat = lambda array: array.reshape(-1, array.shape[-1])  # noqa: E731
+    gold = scale(world.gold(flat(prompts), flat(history["tokens"]), flat(history["mask"]))).reshape(shape)
+    gap = np.abs(history["proxy"] - gold)
+    study = {}
+    for place, lane in enumerate(lane_table(config)[:: config.seeds]):
+        rows = slice(place * config.seeds, (place + 1) * config.seeds)
+        mean = lambda array, rows=rows: np.asarray(array[rows], np.float64).mean(axis=-1)  # noqa: E731
+        pairs = zip(history["uncertainty"][rows], gap[rows], strict=True)
+        study[lane["method"], lane["kl_coefficient"]] = Runs(
+            kl=np.asarray(history["metrics"]["objective/kl"][rows], np.float64),
+            gold=mean(gold),
+            proxy=mean(history["proxy"]),
+            uncertainty=mean(history["uncertainty"]),
+            spread=mean(history["spread"]),
+            gap=mean(gap),
+            length=mean(history["mask"].sum(axis=-1)),
+            sample_correlation=np.array([pearson(u.reshape(-1).astype(float), g.reshape(-1)) for u, g in pairs]),
+        )
+    return study, gold
+
+
+def write_samples(config: Config, world: World, history: dict, gold: np.ndarray, path: Path, count: int = 8) -> str:
+    """`samples.md`: what plain PPO wrote at first, its best samples, and its hackiest at the end; returns the text."""
+    updates = config.updates
+    seeds = slice(0, config.seeds)  # the first lanes are plain PPO at the first KL coefficient
+    last = np.s_[seeds, updates - max(1, updates // 10) :]
+
+    def table(title: str, chosen: list[tuple[int, int, int]]) -> str:
+        lines = [f"## {title}", "", "| gold | proxy | prompt | response |", "|---:|---:|---|---|"]
+        place = tuple(np.array(chosen).T)
+        rows = history["rows"][place]
+        texts = world.read(
+            np.asarray(world.prompts.tokens)[rows],
+            np.asarray(world.prompts.mask)[rows],
+            history["tokens"][place],
+            history["mask"][place],
+        )
+        for where, (prompt, response) in zip(chosen, texts, strict=True):
+            cells = (prompt.strip(), response.strip())
+            prompt, response = (" ".join(cell.split()).replace("|", "/") for cell in cells)
+            lines.append(f"| {gold[where]:+.2f} | {history['proxy'][where]:+.2f} | {prompt} | {response} |")
+        return "\n".join(lines)
+
+    def top(value: np.ndarray, area: Any) -> list[tuple[int, int, int]]:
+        """The places of the largest values in an area of the history, no text twice."""
+        places = np.stack(np.meshgrid(*(np.arange(size) for size in value.shape), indexing="ij"), -1)[area].reshape(-1, 3)
+        seen, chosen = set(), []
+        for each in places[np.argsort(-value[area].reshape(-1), kind="stable")]:
+            text = history["tokens"][tuple(each)].tobytes()
+            if text not in seen:
+                chosen.append(tuple(int(part) for part in each))
+                seen.add(text)
+            if len(chosen) == count:
+                break
+        return chosen
+
+    first = [(0, 0, response) for response in range(min(count, config.rollouts))]
+    text = "\n\n".join(
+        [
+            "# Samples of plain PPO (gold and proxy in standard deviations of the initial policy's)",
+            table("Before training", first),
+            table("Best by gold, at any time", top(gold, np.s_[seeds, :])),
+            table("Hackiest at the end: largest proxy minus gold", top(history["proxy"] - gold, last)),
+        ]
+    )
+    path.write_text(text + "\n", encoding="utf-8")
+    return text
+
+
+def main(config: Config) -> dict:
+    """Runs the study and returns its summary."""
+    began = time.monotonic()
+    check_config(config)
+    key = jax.random.key(config.seed)
+    keys = dict(zip(("world", "compare", "proxies", "initial", "best", "ppo", "gold"), jax.random.split(key, 7), strict=True))
+    if config.policy is None:
+        setting_of = functools.partial(builtin_setting, config, keys["world"])
+    else:
+        setting_of = functools.partial(text_setting, config)
+        setting_of = functools.partial(lambda setting: setting, setting_of())  # bad files fail before a folder is made
+    folder = run_folder.create(config.out, "overoptimization", config, config.overwrite)
+    figures = folder.path / "figures"
+    figures.mkdir()
+    print(f"writing to {folder.path}")
+
+    def stage(name: str) -> None:
+        print(f"[{time.monotonic() - began:6.1f} s] {name}", flush=True)
+
+    stage("fine-tuning the policy and the reward trunks" if config.policy is None else "loading the policy")
+    setting = setting_of()
+    world = setting.world
+    sampling = SamplingConfig(
+        max_new_tokens=world.response_length, stop_tokens=world.stop_tokens, pad_token=world.pad_token
+    )
+    if config.gold == "neural":
+        stage("training the neural gold reward")
+        world = world._replace(gold=neural_gold(config, setting, sampling, keys["gold"]))
+        setting = setting._replace(world=world)
+
+    stage("sampling and labelling comparisons")
+    initial_prompts = repeated(world.prompts, np.arange(1024) % len(world.prompts.tokens))
+    initial = sample(setting, sampling, initial_prompts, keys["initial"])
+    initial_gold = world.gold(*numpy_rows(initial_prompts, initial))
+    check_rewards(initial_gold, "the gold reward")
+    middle, spread = initial_gold.mean(), initial_gold.std()
+    if spread == 0:
+        raise ValueError("the gold reward is the same for all samples of the initial policy; nothing can be learned from it.")
+    scale = lambda gold: (gold - middle) / spread  # noqa: E731
+    compare_keys = jax.random.split(keys["compare"], config.seeds + 1)
+    pools = [
+        compare(world, setting, sampling, compare_keys[seed], config.pairs, config.label_noise, config.seed + 10 + seed)
+        for seed in range(config.seeds)
+    ]
+    pool = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[each.batch for each in pools])
+    clean = compare(world, setting, sampling, compare_keys[-1], 1000, 0.0, config.seed + 9)
+
+    stage(f"training {config.seeds} x {config.members} reward models on {config.pairs} comparisons each")
+    members = train_proxies(config, setting, pool, keys["proxies"])
+    proxies = prepare_proxies(config, setting, members, pool, initial.sequences)
+    sides = [score_all(config, setting, proxies.ensembles, side) for side in (clean.batch.chosen, clean.batch.rejected)]
+    right = lambda chosen, rejected: ((chosen > rejected) + 0.5 * (chosen == rejected)).mean(axis=-1)  # noqa: E731
+    accuracy, ensemble_accuracy = right(*sides), right(*(side.mean(axis=1) for side in sides))
+    checkpoints.save(folder.path / "checkpoints" / "initial_policy", setting.policy)
+    checkpoints.save(folder.path / "checkpoints" / "reward_models", proxies.ensembles)
+
+    curves: dict = {}
+    if config.best_of_n:
+        stage(f"best of {config.best_of_n:,} on {config.held_out} held-out prompts")
+        curves = best_of_n(config, setting, sampling, proxies, scale, keys["best"])
+
+    stage(f"PPO: {len(config.methods)} reward rules x {len(config.kl_coefficients)} KL coefficients x {config.seeds} seeds")
+    with MetricsWriter(folder.path / "metrics.jsonl") as metrics:
+        history, policies, compile_seconds = train_policies(config, setting, sampling, proxies, keys["ppo"], metrics)
+    checkpoints.save(folder.path / "checkpoints" / "policies", policies)
+
+    stage("scoring the stored generations with the gold reward")
+    study, gold = curves_of(config, world, scale, history)
+    np.savez_compressed(folder.path / "history.npz", gold=gold, proxy=history["proxy"], kl=history["metrics"]["objective/kl"])
+    print(write_samples(config, world, history, gold, folder.path / "samples.md"))
+    rows, fall = report(study, curves, config.report_every, figures, config.seed)
+    rows = [
+        row("reward model: accuracy on clean labels", "", accuracy.mean(axis=1)),
+        row("ensemble: accuracy on clean labels", "", ensemble_accuracy),
+        row("initial policy: mean length", "tokens", np.asarray(initial.mask.sum(axis=-1), np.float64)),
+        *rows,
+    ]
+    gap = float(history["metrics"]["policy/max_logprob_gap"].max())
+    ratio = history["metrics"]["val/first_ratio"]
+    checks = [
+        run_folder.check("plain PPO's gold falls from its peak, in standard errors", fall.held_out_in_standard_errors, 2.0, "at least"),
+        run_folder.check("largest |log-prob at rollout - in the first minibatch|", gap, 1e-4, "at most"),
+        run_folder.check("first-minibatch ratio farthest from 1", float(ratio.flat[np.abs(ratio - 1).argmax()]), 1.0, 1e-4),
+    ]
+    result = run_folder.summary(folder, rows, checks, time.monotonic() - began, compile_seconds)
+    run_folder.write_summary(folder, result)
+    run_folder.print_summary(result)
+    print(f"figures: {', '.join(sorted(path.name for path in figures.glob('*.png')))} in {figures}")
+    return result
+
+
+if __name__ == "__main__":
+    use_all_cores()
+    run(main, PRESETS, __doc__)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from rlhf_jax.losses.precision import at_least_float32
 from rlhf_jax.losses.reduce import mean
 
 
@@ -35,14 +36,14 @@ def token_rewards(
         >>> token_rewards(jnp.array([1.0]), jnp.array([[0.5, -0.5, 9.0]]), mask, 0.5).tolist()
         [[-0.25, 1.25, 0.0]]
     """
-    dtype = jnp.promote_types(kl.dtype, jnp.float32)
+    kl = at_least_float32(kl)
+    scores = scores.astype(kl.dtype)
     present = mask.astype(bool)
-    scores = scores.astype(dtype)
     if scores.ndim == 1:
         steps = present.shape[1]
         last = steps - 1 - jnp.argmax(present[:, ::-1], axis=1)
         scores = jnp.where(jnp.arange(steps)[None, :] == last[:, None], scores[:, None], 0.0)
-    return jnp.where(present, scores - jnp.asarray(coefficient, dtype=dtype) * kl.astype(dtype), 0.0)
+    return jnp.where(present, scores - jnp.asarray(coefficient, dtype=kl.dtype) * kl, 0.0)
 
 
 def gae(
@@ -77,10 +78,9 @@ def gae(
         >>> advantages.tolist(), returns.tolist()
         ([[0.125, 0.25, 0.5]], [[0.625, 0.75, 1.0]])
     """
-    dtype = jnp.promote_types(jnp.promote_types(rewards.dtype, values.dtype), jnp.float32)
     present = mask.astype(bool)
-    rewards = jnp.where(present, rewards.astype(dtype), 0.0)
-    values = jnp.where(present, values.astype(dtype), 0.0)
+    rewards = jnp.where(present, at_least_float32(rewards), 0.0)
+    values = jnp.where(present, at_least_float32(values), 0.0)
 
     def step(after, now):
         next_advantage, next_value = after
@@ -117,7 +117,7 @@ def whiten(
         [[-1.0, 1.0, 0.0]]
     """
     present = mask.astype(bool)
-    values = jnp.where(present, values.astype(jnp.promote_types(values.dtype, jnp.float32)), 0.0)
+    values = jnp.where(present, at_least_float32(values), 0.0)
     centre = mean(values, mask)
     centred = values - centre
     scaled = centred / jnp.sqrt(mean(jnp.square(centred), mask) + 1e-8)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from rlhf_jax.losses.precision import at_least_float32
+
 _LARGEST_LOG_RATIO = 20.0
 
 
@@ -47,8 +49,7 @@ def kl_estimate(
         >>> [f"{kl_estimate(logprob, reference, kind)[0]:.4f}" for kind in ("k1", "k2", "k3")]
         ['0.5000', '0.1250', '0.1065']
     """
-    dtype = jnp.promote_types(logprob.dtype, jnp.float32)
-    difference = logprob.astype(dtype) - jax.lax.stop_gradient(reference_logprob).astype(dtype)
+    difference = at_least_float32(logprob) - at_least_float32(jax.lax.stop_gradient(reference_logprob))
     if kind == "k1":
         return difference
     if kind == "k2":

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from rlhf_jax.losses.precision import at_least_float32
+
 
 def token_logprob(
     logits: Float[Array, "*batch V"],
@@ -74,4 +76,4 @@ def _scale(logits: Float[Array, "*batch V"], temperature: Float[Array, ""] | flo
     """The logits in float32 or better, divided by the temperature."""
     if isinstance(temperature, float | int) and temperature <= 0:
         raise ValueError(f"temperature is {temperature!r}; it must be positive (greedy choice is a sampler's setting)")
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) / temperature
+    return at_least_float32(logits) / temperature

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from rlhf_jax.losses.precision import at_least_float32
 from rlhf_jax.losses.reduce import mean
 from rlhf_jax.types import Metrics
 
@@ -96,6 +97,5 @@ def ratio_metrics(
 
 def _log_ratio(logprob: Float[Array, "*batch"], old_logprob: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """logprob - old_logprob in float32 or better, held within 20 of 0."""
-    dtype = jnp.promote_types(logprob.dtype, jnp.float32)
-    difference = logprob.astype(dtype) - jax.lax.stop_gradient(old_logprob).astype(dtype)
+    difference = at_least_float32(logprob) - at_least_float32(jax.lax.stop_gradient(old_logprob))
     return jnp.clip(difference, -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)

@@ -8,6 +8,8 @@ where lengths differ.) An empty response, a row whose mask is nowhere set, has w
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from rlhf_jax.losses.precision import at_least_float32
+
 REDUCTIONS = ("token_mean", "sequence_mean", "sequence_sum", "constant")
 
 
@@ -56,13 +58,13 @@ def reduce(
         [12.0, 2.0]
     """
     _check_rule(rule, constant)
-    dtype = jnp.promote_types(values.dtype, jnp.float32)
-    weights = mask.astype(dtype)
-    kept = jnp.where(weights != 0, values.astype(dtype), 0.0) * weights
+    values = at_least_float32(values)
+    weights = mask.astype(values.dtype)
+    kept = jnp.where(weights != 0, values, 0.0) * weights
     row_tokens = jnp.sum(weights, axis=1)
     row_totals = jnp.sum(kept, axis=1)
     occupied = row_tokens > 0
-    rows = jnp.sum(occupied.astype(dtype))
+    rows = jnp.sum(occupied.astype(values.dtype))
     if rule == "token_mean":
         return jnp.sum(row_totals), jnp.sum(row_tokens)
     if rule == "sequence_mean":

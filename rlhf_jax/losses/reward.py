@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from rlhf_jax.losses.precision import at_least_float32
+
 
 def bradley_terry(
     chosen: Float[Array, " B"],
@@ -45,11 +47,10 @@ def bradley_terry(
         raise ValueError(f"label_smoothing is {label_smoothing!r}; it must be at least 0 and below 1/2")
     if isinstance(centring, float) and centring < 0:
         raise ValueError(f"centring is {centring!r}; it must not be negative")
-    dtype = jnp.promote_types(chosen.dtype, jnp.float32)
-    chosen, rejected = chosen.astype(dtype), rejected.astype(dtype)
+    chosen, rejected = at_least_float32(chosen), at_least_float32(rejected)
     delta = chosen - rejected
     if margin is not None:
-        delta = delta - margin.astype(dtype)
+        delta = delta - margin.astype(delta.dtype)
     likelihood = (1.0 - label_smoothing) * jax.nn.log_sigmoid(delta) + label_smoothing * jax.nn.log_sigmoid(-delta)
     return centring * jnp.square(chosen + rejected) - likelihood
 
@@ -70,7 +71,7 @@ def preference_accuracy(chosen: Float[Array, " B"], rejected: Float[Array, " B"]
         >>> preference_accuracy(jnp.array([2.0, 1.0, 0.0]), jnp.array([1.0, 1.0, 1.0])).tolist()
         [1.0, 0.5, 0.0]
     """
-    dtype = jnp.promote_types(chosen.dtype, jnp.float32)
+    dtype = at_least_float32(chosen).dtype
     wins = (chosen > rejected).astype(dtype)
     ties = (chosen == rejected).astype(dtype)
     return jnp.where(jnp.isnan(chosen) | jnp.isnan(rejected), jnp.nan, wins + 0.5 * ties)

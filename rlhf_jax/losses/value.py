@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from rlhf_jax.losses.precision import at_least_float32
 from rlhf_jax.losses.reduce import mean
 from rlhf_jax.types import Metrics
 
@@ -71,11 +72,10 @@ def value_metrics(
         >>> {name: float(value) for name, value in metrics.items()}
         {'val/clipfrac': 0.0, 'val/explained_variance': 0.75}
     """
-    plain, clipped = _squared_errors(jax.lax.stop_gradient(values), old_values, returns, clip)
-    returns = jax.lax.stop_gradient(returns).astype(plain.dtype)
-    residuals = returns - jax.lax.stop_gradient(values).astype(plain.dtype)
+    values, old_values, returns = (at_least_float32(jax.lax.stop_gradient(x)) for x in (values, old_values, returns))
+    plain, clipped = _squared_errors(values, old_values, returns, clip)
     spread = _variance(returns, mask)
-    unexplained = _variance(residuals, mask) / jnp.where(spread > 0, spread, 1.0)
+    unexplained = _variance(returns - values, mask) / jnp.where(spread > 0, spread, 1.0)
     return {
         "val/clipfrac": mean((clipped > plain).astype(plain.dtype), mask),
         "val/explained_variance": jnp.where(spread > 0, 1.0 - unexplained, 0.0),
@@ -89,10 +89,8 @@ def _squared_errors(
     clip: Float[Array, ""] | float,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Squared errors of the values and of the clipped values, in float32 or better."""
-    dtype = jnp.promote_types(values.dtype, jnp.float32)
-    values = values.astype(dtype)
-    old_values = jax.lax.stop_gradient(old_values).astype(dtype)
-    returns = jax.lax.stop_gradient(returns).astype(dtype)
+    values = at_least_float32(values)
+    old_values, returns = (at_least_float32(jax.lax.stop_gradient(x)) for x in (old_values, returns))
     near = jnp.clip(values, old_values - clip, old_values + clip)
     return jnp.square(values - returns), jnp.square(near - returns)
 

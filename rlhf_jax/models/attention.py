@@ -1,7 +1,7 @@
 """Rotary positions, grouped-query attention and the key-value cache.
 
-The cache is data, not a module's variable. Blocks only *read* it: each returns the keys and values of its new tokens, and
-`write` puts those of all layers into the cache at once, so that a decoding loop updates one buffer in place.
+The cache is data, not a module's variable. Blocks only *read* it: each returns the keys and values of its new tokens,
+and `write` puts those of all layers into the cache at once, so that a decoding loop updates one buffer in place.
 """
 
 import chex
@@ -107,7 +107,8 @@ def attend(
     new = mask.shape[1]
     causal = jnp.tril(jnp.ones((new, new), bool))[None] & mask[:, None, :]
     if cached is None:
-        return jax.nn.dot_product_attention(query, key, value, mask=causal[:, None])
+        with jax.numpy_dtype_promotion("standard"):  # it raises bfloat16 to float32 by promotion
+            return jax.nn.dot_product_attention(query, key, value, mask=causal[:, None])
 
     # One softmax over two pieces: the cache is only read, never concatenated with the new keys.
     cached_key, cached_value, cached_mask = cached
@@ -118,7 +119,8 @@ def attend(
         return jnp.einsum("bnhgw,bshw->bhgns", query, keys, preferred_element_type=accumulate)
 
     old_scores, new_scores = scores(cached_key), scores(key)
-    allowed = jnp.concatenate([jnp.broadcast_to(cached_mask[:, None, :], (*causal.shape[:2], cached_mask.shape[1])), causal], -1)
+    old = jnp.broadcast_to(cached_mask[:, None, :], (*causal.shape[:2], cached_mask.shape[1]))
+    allowed = jnp.concatenate([old, causal], axis=-1)
     logits = jnp.concatenate([old_scores, new_scores], axis=-1) * query.shape[-1] ** -0.5
     logits = jnp.where(allowed[:, None, None], logits, jnp.finfo(accumulate).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 REMAT_POLICIES = ("none", "dots", "full")
+DTYPES = ("float32", "bfloat16", "float64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,8 @@ class ModelConfig:
         rope_theta: base of the rotary frequencies.
         tied_embeddings: whether the unembedding is the transposed embedding.
         initializer_range: standard deviation of the normal initialisation of all matrices.
-        dtype: dtype of the computation ("float32", "bfloat16"); norms' statistics, logits and losses are float32 anyway.
+        dtype: dtype of the computation ("float32", "bfloat16", "float64"); norms' statistics, logits and losses have at
+            least float32.
         param_dtype: dtype in which parameters are stored.
         remat: what a block keeps for the backward pass: "none" = everything is kept, "dots" = only matrix products,
             "full" = only the block's input.
@@ -70,8 +72,9 @@ class ModelConfig:
             )
         if self.head_size % 2:
             raise ValueError(f"ModelConfig heads are {self.head_size} wide; rotary positions need an even width.")
-        if self.remat not in REMAT_POLICIES:
-            raise ValueError(f"ModelConfig.remat is {self.remat!r}; choose one of {', '.join(REMAT_POLICIES)}.")
+        for name, choices in {"remat": REMAT_POLICIES, "dtype": DTYPES, "param_dtype": DTYPES}.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"ModelConfig.{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
 
     @property
     def head_size(self) -> int:

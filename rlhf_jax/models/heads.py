@@ -1,7 +1,7 @@
 """Heads on the trunk, and the parameter trees by role.
 
-Roles are plain dictionaries: a policy is `{"trunk", "unembedding"}` (no `unembedding` where embeddings are tied), a value net or a
-reward model is `{"trunk", "head"}`, and a value head on the policy's trunk is just `{"head"}`.
+Roles are plain dictionaries: a policy is `{"trunk", "unembedding"}` (no `unembedding` where embeddings are tied), a value
+net or a reward model is `{"trunk", "head"}`, and a value head on the policy's trunk is just `{"head"}`.
 """
 
 from typing import Literal
@@ -93,8 +93,8 @@ def reward_features(
 ) -> Float[Array, "B D"]:
     """The vector that a reward head multiplies: the state at the last real token, in at least float32.
 
-    `final_norm` is the usual choice (that of `…ForSequenceClassification`); `pre_norm` reads the residual stream, whose length
-    still tells how far a text is from the training data, which RMSNorm removes.
+    `final_norm` is the usual choice (that of `…ForSequenceClassification`); `pre_norm` reads the residual stream, whose
+    length still tells how far a text is from the training data, which RMSNorm removes.
     """
     hidden: Hidden = apply_trunk(config, trunk, tokens, mask)
     if kind not in FEATURES:

@@ -21,7 +21,15 @@ _LAYER_TENSORS = {
     ("up", "kernel"): "mlp.up_proj.weight",
     ("down", "kernel"): "mlp.down_proj.weight",
 }
-# Options of a Llama config that change the computation in ways this model does not have: (name, the only value we take).
+_REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
+# Options of a Llama config that change the computation in ways this model does not have, with the only value we take.
 _UNSUPPORTED = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
 
 
@@ -43,12 +51,15 @@ def load_config(folder: str | Path, dtype: str = "float32", param_dtype: str = "
         param_dtype: dtype in which parameters are kept.
 
     Raises:
-        ValueError: no `config.json`, another model type, or an option this model does not implement.
+        ValueError: no `config.json`, an incomplete one, another model type, or an option this model does not implement.
     """
     path = Path(folder) / "config.json"
     raw = _read_json(path)
     if raw.get("model_type") != "llama":
         raise ValueError(f"{path} has model_type {raw.get('model_type')!r}; the types that load are: llama.")
+    missing = [name for name in _REQUIRED if name not in raw]
+    if missing:
+        raise ValueError(f"{path} does not say {', '.join(missing)}; copy the model folder again.")
     for name, wanted in _UNSUPPORTED.items():
         if raw.get(name, wanted) != wanted:
             raise ValueError(f"{path} sets {name} = {raw[name]!r}; only {wanted!r} is implemented.")
@@ -95,7 +106,9 @@ class _Tensors:
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name not in self.where:
-            raise ValueError(f"{self.folder} has no tensor {name!r}; its config.json and weights do not belong together.")
+            raise ValueError(
+                f"{self.folder} has no tensor {name!r}; its config.json and weights do not belong together."
+            )
         tensor = np.asarray(self.where[name].get_tensor(name))
         if tensor.shape != shape:
             raise ValueError(
@@ -104,9 +117,7 @@ class _Tensors:
         return tensor
 
 
-def load_policy(
-    folder: str | Path, dtype: str = "float32", param_dtype: str = "float32"
-) -> tuple[ModelConfig, Params]:
+def load_policy(folder: str | Path, dtype: str = "float32", param_dtype: str = "float32") -> tuple[ModelConfig, Params]:
     """A policy from a Llama folder.
 
     Args:

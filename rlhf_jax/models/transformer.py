@@ -1,8 +1,9 @@
 """The decoder-only transformer trunk: token ids in, hidden states out.
 
-A token's path: embedding, then L blocks of (RMSNorm, attention, add; RMSNorm, SwiGLU, add), then a last RMSNorm. Layers are
-stacked on a leading axis by `nn.scan`, so compilation does not grow with depth. Heads live in `heads`: several can share a trunk.
-Every parameter carries logical axis names (`vocabulary`, `width`, `heads`, `feed_forward`, `layers`): see `logical_axes`.
+A token's path: embedding, then L blocks of (RMSNorm, attention, add; RMSNorm, SwiGLU, add), then a last RMSNorm. Layers
+are stacked on a leading axis by `nn.scan`, so compilation does not grow with depth. Heads live in `heads`: several can
+share a trunk. Every parameter carries logical axis names (`vocabulary`, `width`, `heads`, `feed_forward`, `layers`): see
+`logical_axes`.
 """
 
 from typing import NamedTuple
@@ -41,11 +42,11 @@ def _dense(config: ModelConfig, features: int, axes: tuple[str, str], name: str)
     )
 
 
-def _norm(config: ModelConfig, name: str) -> nn.RMSNorm:
+def _norm(config: ModelConfig, x: Float[Array, "B N D"], name: str) -> Float[Array, "B N D"]:
     scale_init = nn.with_logical_partitioning(nn.initializers.ones, ("width",))
-    return nn.RMSNorm(
-        epsilon=config.norm_epsilon, dtype=config.dtype, param_dtype=config.param_dtype, scale_init=scale_init, name=name
-    )
+    options = dict(epsilon=config.norm_epsilon, dtype=config.dtype, param_dtype=config.param_dtype)
+    with jax.numpy_dtype_promotion("standard"):  # Flax raises bfloat16 statistics to float32 by promotion
+        return nn.RMSNorm(**options, scale_init=scale_init, name=name)(x)
 
 
 class Block(nn.Module):
@@ -62,8 +63,9 @@ class Block(nn.Module):
         mask: Bool[Array, "B N"],
         cached_mask: Bool[Array, "B S"] | None,
     ):
+        """`cached`: this layer's keys and values of the cache, of which `cached_mask` names the real ones."""
         config, size = self.config, self.config.head_size
-        normed = _norm(config, "attention_norm")(x)
+        normed = _norm(config, x, "attention_norm")
         query = _dense(config, config.heads * size, ("width", "heads"), "query")(normed)
         key = _dense(config, config.key_value_heads * size, ("width", "heads"), "key")(normed)
         value = _dense(config, config.key_value_heads * size, ("width", "heads"), "value")(normed)
@@ -72,7 +74,7 @@ class Block(nn.Module):
         attended = attend(query, key, value, mask, None if cached is None else (*cached, cached_mask))
         x = x + _dense(config, config.width, ("heads", "width"), "output")(rearrange(attended, "b n h w -> b n (h w)"))
 
-        normed = _norm(config, "feed_forward_norm")(x)
+        normed = _norm(config, x, "feed_forward_norm")
         gate = _dense(config, config.feed_forward_width, ("width", "feed_forward"), "gate")(normed)
         up = _dense(config, config.feed_forward_width, ("width", "feed_forward"), "up")(normed)
         x = x + _dense(config, config.width, ("feed_forward", "width"), "down")(nn.silu(gate) * up)
@@ -86,6 +88,7 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Int[Array, "B N"], mask: Bool[Array, "B N"], cache: Cache | None = None) -> Hidden:
+        """See `apply_trunk`."""
         config = self.config
         embed_init = nn.with_logical_partitioning(
             nn.initializers.normal(config.initializer_range), ("vocabulary", "width")
@@ -117,7 +120,7 @@ class Transformer(nn.Module):
             mask,
             None if cache is None else cache.mask,
         )
-        return Hidden(final=_norm(config, "final_norm")(x), residual=x, keys=keys, values=values)
+        return Hidden(final=_norm(config, x, "final_norm"), residual=x, keys=keys, values=values)
 
 
 def _boxed(config: ModelConfig, key: Array) -> Params:

@@ -15,7 +15,8 @@ class SamplingConfig:
         max_new_tokens: the longest response, T, in tokens.
         stop_tokens: token ids that end a response (they belong to it).
         pad_token: id written after the end.
-        temperature: logits are divided by it; 0 takes the most likely token (log-probabilities are then those of temperature 1).
+        temperature: logits are divided by it; 0 takes the most likely token (log-probabilities are then those of
+            temperature 1).
         top_k: only the k most likely tokens; None keeps all.
         top_p: only the smallest set of most likely tokens with at least this mass; 1 keeps all.
         min_p: only tokens at least this fraction as likely as the most likely one; 0 keeps all.
@@ -59,8 +60,8 @@ def filter_logits(logits: Float[Array, "B V"], sampling: SamplingConfig) -> Floa
     """Temperature-scaled logits with excluded tokens at minus infinity.
 
     Each filter looks at the distribution that the ones before it left: temperature, top-k, top-p (Holtzman et al. 2019,
-    1904.09751), min-p (Nguyen et al. 2024, 2407.01082). The most likely token always stays, and so do tokens tied with the least
-    likely one that is kept; greedy takes the first of tied tokens.
+    1904.09751), min-p (Nguyen et al. 2024, 2407.01082). The most likely token always stays, and so do tokens tied with the
+    least likely one that is kept; greedy takes the first of tied tokens.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,7 +1,8 @@
 """Responses from a policy, in one compiled loop.
 
-The life of a token: the prompt is run once (prefill); its last state gives the first logits; a token is drawn with the key of its
-(sequence, position); only that token is run against the key-value cache; and so on until every row has drawn a stop token.
+The life of a token: the prompt is run once (prefill); its last state gives the first logits; a token is drawn with the key
+of its (sequence, position); only that token is run against the key-value cache; and so on until every row has drawn a stop
+token.
 """
 
 import jax
@@ -35,8 +36,8 @@ def draw(
         sampling: temperature and filters.
 
     Returns:
-        Token ids int32 [B]; log-probabilities under the temperature-scaled unfiltered policy, float32 [B]; and under the
-        distribution that was sampled from, float32 [B].
+        Token ids int32 [B]; log-probabilities under the temperature-scaled unfiltered policy, float32 [B]; and under
+        the distribution that was sampled from, float32 [B].
     """
     filtered = filter_logits(logits, sampling)
     token_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, position)
@@ -53,8 +54,8 @@ def draw(
 def generate(config: ModelConfig, params: Params, prompts: Prompts, key: Array, sampling: SamplingConfig) -> Rollout:
     """Samples one response a prompt.
 
-    A response depends on its prompt, its `prompts.index` and the key, not on the other rows, the amount of padding or the number
-    of devices (to the rounding of the matrix products).
+    A response depends on its prompt, its `prompts.index` and the key, not on the other rows, the amount of padding or the
+    number of devices (to the rounding of the matrix products).
 
     Args:
         config: the policy's shape.
@@ -67,7 +68,8 @@ def generate(config: ModelConfig, params: Params, prompts: Prompts, key: Array, 
         The rollout, responses padded to T = `sampling.max_new_tokens`.
 
     Raises:
-        ValueError: prompt and response together exceed the model's context, or a stop or pad token is not in the vocabulary.
+        ValueError: prompt and response together exceed the model's context, or a stop or pad token is not in the
+            vocabulary.
     """
     batch, prompt_length = prompts.tokens.shape
     most = sampling.max_new_tokens
@@ -79,7 +81,7 @@ def generate(config: ModelConfig, params: Params, prompts: Prompts, key: Array, 
     for token in (*sampling.stop_tokens, sampling.pad_token):
         if not 0 <= token < config.vocab_size:
             raise ValueError(
-                f"the stop or pad token {token} is not in the vocabulary of {config.vocab_size}; use ids of its tokenizer."
+                f"the stop or pad token {token} is not in the vocabulary of {config.vocab_size}; choose another."
             )
     keys = sequence_keys(key, prompts.index)
     stops = jnp.array(sampling.stop_tokens, jnp.int32)

@@ -56,7 +56,7 @@ def test_a_proxy_that_counts_words_falls_for_enthusiasm_and_the_gold_does_not(se
     labels = comparisons(rng, *gold, noise=0.25)
     difference = bag_of_words(second, second_mask) - bag_of_words(first, first_mask)
     weights = LogisticRegression(fit_intercept=False).fit(difference, labels.preferred).coef_[0]
-    assert weights[VOCABULARY.enthusiasm].mean() > 0.15
+    assert weights[VOCABULARY.enthusiasm].mean() > 0.1  # 0.30 ± 0.05 over seeds
 
     prompt = VOCABULARY.encode("fox quick brief :")[None]
     modest, hack = (

@@ -51,7 +51,7 @@ def test_the_terms_of_hand_worked_sentences():
     assert terms_of(BRIEF, "the leaps fox .") == pytest.approx(
         {"grammar": 0.343, "relevance": 0.6, "fluent_relevance": 0.2058, "agreement": 1.0}
     )
-    # No rule lets enthusiasm follow enthusiasm: 5 slips and the "."; 5 repeats; 1 word above 5; 5 words after the first.
+    # No rule lets enthusiasm follow enthusiasm: 5 slips and the "."; 5 repeats; 1 word above 5; 5 after 1.
     assert terms_of(BRIEF, "superbly " * 6 + ".") == pytest.approx(
         {
             "grammar": 0.7**6,
@@ -145,7 +145,7 @@ def test_the_gold_is_bounded_on_random_tokens_and_reached_by_perfect_text():
     gold, terms = gold_reward(prompts, responses, mask), rubric_terms(prompts, responses, mask)
     weights = np.array(list(dataclasses.asdict(DEFAULT_RUBRIC).values()))
     assert gold.dtype == np.float64
-    assert weights[weights < 0].sum() == -5.75 <= gold.min()
+    assert weights[weights < 0].sum() == -6.75 <= gold.min()
     assert gold.max() <= weights[weights > 0].sum() == gold_of(BRIEF, PERFECT) == gold_of(LONG, PERFECT_LONG)
     assert all((value >= 0).all() and (value <= 1).all() for value in terms.values())
 

@@ -114,3 +114,12 @@ def test_wrong_rules_and_constants_are_errors_that_name_the_choices():
     for rule in REDUCTIONS[:3]:
         with pytest.raises(ValueError, match="takes no constant"):
             reduce(VALUES, MASK, rule, constant=4)
+
+
+@pytest.mark.parametrize(("rule", "constant"), ARGUMENTS)
+def test_eight_devices_give_the_number_of_one(rule, constant):
+    values, mask = (jnp.asarray(x) for x in random_batch(rows=16))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    spread = jax.jit(lambda v, m: mean(v, m, rule, constant))(*(jax.device_put(x, rows) for x in (values, mask)))
+    np.testing.assert_allclose(jax.block_until_ready(spread), mean(values, mask, rule, constant), rtol=1e-6)

@@ -1,5 +1,6 @@
 """A tiny model whose initial weights are large enough for every token to be heard by the ones after it."""
 
+import jax
 import pytest
 
 from rlhf_jax.models.config import ModelConfig
@@ -20,6 +21,6 @@ def config() -> ModelConfig:
     )
 
 
-@pytest.fixture
-def params(config, key):
-    return init_policy(config, key)
+@pytest.fixture(scope="session")
+def params(config):
+    return jax.jit(init_policy, static_argnums=0)(config, jax.random.key(0))

@@ -41,5 +41,12 @@ def test_impossible_sizes_and_unknown_names_are_refused(config, name, value, mes
 def test_a_misspelt_option_is_refused():
     with pytest.raises(TypeError, match="n_heads"):
         ModelConfig(
-            vocab_size=2, width=2, layers=1, heads=1, n_heads=1, key_value_heads=1, feed_forward_width=2, context_length=4
+            vocab_size=2,
+            width=2,
+            layers=1,
+            heads=1,
+            n_heads=1,
+            key_value_heads=1,
+            feed_forward_width=2,
+            context_length=4,
         )

@@ -11,6 +11,8 @@ from rlhf_jax.models import heads
 from rlhf_jax.models.transformer import apply_trunk
 from rlhf_jax.types import Prompts, Rollout
 
+features_of = jax.jit(heads.reward_features, static_argnums=(0, 4))
+
 
 @pytest.fixture
 def batch():
@@ -68,7 +70,12 @@ def test_a_reward_model_keeps_the_trunk_that_it_is_given(config, params, key):
 def test_last_token_finds_the_last_real_token_under_either_padding():
     states = jnp.tile(jnp.arange(5.0)[None, :, None], (4, 1, 2))
     mask = jnp.array(
-        [[True, True, False, False, False], [False, False, True, True, True], [False, True, True, False, False], [False] * 5]
+        [
+            [True, True, False, False, False],
+            [False, False, True, True, True],
+            [False, True, True, False, False],
+            [False] * 5,
+        ]
     )
     assert heads.last_token(states, mask)[:, 0].tolist() == [1.0, 4.0, 2.0, 0.0]
 
@@ -76,19 +83,18 @@ def test_last_token_finds_the_last_real_token_under_either_padding():
 @pytest.mark.parametrize("kind", ["final_norm", "pre_norm"])
 def test_reward_features_do_not_depend_on_padding(config, params, batch, kind):
     tokens, mask = batch
-    features = jax.jit(heads.reward_features, static_argnums=(0, 4))
-    found = features(config, params["trunk"], tokens, mask, kind)
+    found = features_of(config, params["trunk"], tokens, mask, kind)
     assert found.shape == (3, config.width)
     assert found.dtype == jnp.float32
     for row, length in enumerate((6, 2, 4)):
         left_tokens = jnp.pad(tokens[row : row + 1, :length], ((0, 0), (8 - length, 0)))
         left_mask = jnp.pad(jnp.ones((1, length), bool), ((0, 0), (8 - length, 0)))
-        moved = features(config, params["trunk"], left_tokens, left_mask, kind)
+        moved = features_of(config, params["trunk"], left_tokens, left_mask, kind)
         np.testing.assert_allclose(moved[0], found[row], atol=2e-5)
 
 
 def test_the_two_kinds_of_features_differ_by_the_last_norm(config, params, batch):
-    final, residual = (heads.reward_features(config, params["trunk"], *batch, kind) for kind in heads.FEATURES)
+    final, residual = (features_of(config, params["trunk"], *batch, kind) for kind in heads.FEATURES)
     size = np.sqrt(np.square(residual).mean(axis=-1, keepdims=True) + config.norm_epsilon)
     np.testing.assert_allclose(final, np.asarray(residual) / size, atol=1e-5)
 
@@ -111,8 +117,8 @@ def test_response_logits_score_each_response_token_from_the_position_before(conf
         sampling_logprob=jnp.zeros((2, 2)),
         finished=jnp.array([False, True]),
     )
-    found = heads.response_logits(config, params, rollout)
+    found = jax.jit(heads.response_logits, static_argnums=0)(config, params, rollout)
     assert found.shape == (2, 2, config.vocab_size)
     bare = jnp.array([[5, 4, 6]], jnp.int32)
-    hidden = apply_trunk(config, params["trunk"], bare, jnp.ones((1, 3), bool)).final
+    hidden = jax.jit(apply_trunk, static_argnums=0)(config, params["trunk"], bare, jnp.ones((1, 3), bool)).final
     np.testing.assert_allclose(found[:1], heads.unembed(config, params, hidden)[:, :2], atol=2e-5)

@@ -223,7 +223,7 @@ def gold_reward(
         vocabulary: the words.
 
     Returns:
-        float64 [N], between the sum of the negative weights and that of the positive ones (−5.75 and 4.25 by default).
+        float64 [N], between the sum of the negative weights and that of the positive ones (−6.75 and 4.25 by default).
 
     Raises:
         ValueError: as `rubric_terms`.

@@ -1,8 +1,8 @@
 """The people of the built-in world: who asks (prompts) and who answers (a noisy writer of varying quality).
 
-Each response has a writer of quality q ~ U(0, 1). A careful one (q near 1) keeps to the topic, the order of words and the
-length asked for, and does not repeat words; a careless one (q near 0) strays in all of these. Both now and then use a
-rare word.
+Each response has a writer of quality q ~ U(0, 1). A careful one (q near 1) keeps to the topic, the order of words and
+the length asked for, and does not repeat words; a careless one (q near 0) strays in all of these. Both now and then use
+a rare word.
 
 The **spurious correlate** is enthusiasm: good writers of this world are warm, careless ones are flat. In their text
 words like "wonderfully" go with a high gold reward, and they are far easier to count than grammar or relevance, so a

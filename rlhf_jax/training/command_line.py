@@ -1,0 +1,61 @@
+"""The command line of an experiment: a frozen dataclass becomes options, and named presets become their defaults."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from rlhf_jax.training.run_folder import failed_checks
+
+Config = TypeVar("Config")
+
+
+def parse(presets: Mapping[str, Config], description: str, arguments: Sequence[str]) -> Config:
+    """The configuration that a command line asks for: a preset, changed by the other options.
+
+    Args:
+        presets: complete configurations by name, all of one dataclass with a field `preset`; the first is the default.
+        description: what the script does, for `--help`.
+        arguments: the words after the script's name.
+
+    Raises:
+        ValueError: an unknown preset.
+        SystemExit: an unknown option or a value of the wrong type (with a message), or `--help`.
+    """
+    import tyro
+
+    name = next(iter(presets))
+    for place, word in enumerate(arguments):
+        if word == "--preset" and place + 1 < len(arguments):
+            name = arguments[place + 1]
+        elif word.startswith("--preset="):
+            name = word.removeprefix("--preset=")
+    if name not in presets:
+        raise ValueError(f"there is no preset {name!r}; choose one of {', '.join(presets)}.")
+    default = presets[name]
+    return tyro.cli(type(default), default=default, description=description, args=list(arguments))
+
+
+def run(main: Callable[[Any], dict], presets: Mapping[str, Any], description: str) -> None:
+    """Runs `main(config)` from the command line; a mistake of the user's ends in one sentence, not in a traceback.
+
+    Exits with 2 on bad input and, when the configuration has `strict` set, with 1 on a failed check.
+    """
+    try:
+        config = parse(presets, description, sys.argv[1:])
+        result = main(config)
+    except ValueError as error:
+        if error.__traceback__ is not None and _raised_by_us(error):
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        raise
+    if getattr(config, "strict", False) and failed_checks(result):
+        raise SystemExit(1)
+
+
+def _raised_by_us(error: ValueError) -> bool:
+    """Whether the error was raised by this package or its experiments, and so speaks to the user."""
+    step = error.__traceback__
+    while step.tb_next is not None:
+        step = step.tb_next
+    file = step.tb_frame.f_code.co_filename
+    return "rlhf_jax" in file or "experiments" in file
