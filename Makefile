@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# Compiled programs are kept between runs.
+# Compiled programs are kept between runs, the small ones too: there are thousands of them in the tests.
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
-export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.1
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 
 INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check
 

@@ -22,6 +22,16 @@ def wide(*arrays: Array) -> jnp.dtype:
     return jnp.dtype("float64" if any(array.dtype == jnp.float64 for array in arrays) else "float32")
 
 
+def at_least_float32(array: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The array in float32 if it is in a narrower float, and as it is if it is float32 or float64.
+
+    Example:
+        >>> at_least_float32(jnp.ones(2, jnp.bfloat16)).dtype
+        dtype('float32')
+    """
+    return array.astype(wide(array))
+
+
 @chex.dataclass(frozen=True)
 class Prompts:
     """A batch of left-padded prompts.

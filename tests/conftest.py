@@ -8,10 +8,6 @@ import json
 import os
 from pathlib import Path
 
-# Each of pytest-xdist's workers computes on one core: two that each want all of them only get in each other's way.
-if "PYTEST_XDIST_WORKER" in os.environ and "xla_cpu_multi_thread_eigen" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
-
 import jax
 import pytest
 from hypothesis import settings
@@ -29,7 +25,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update(
     "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "jax"))
 )
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+# 0: the thousands of small programs are kept too; a second run of the tests takes less than half the time.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 settings.register_profile("rlhf_jax", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("rlhf_jax")

@@ -92,7 +92,7 @@ class PPOState:
         reference: the frozen policy that the KL penalty is measured from.
         optimizer_state: the optimiser's state.
         kl_coefficient: the KL controller's state, float32 scalar; replace it to batch over coefficients.
-        key: a typed key, never used twice: the step is folded in.
+        key: a typed key, never used twice: the number of rollouts is folded in.
         step: number of rollouts so far, int32.
     """
 
@@ -158,7 +158,8 @@ def ppo(
 
     def rollout(state: PPOState, prompts: Prompts) -> tuple[PPOState, Rollout]:
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 0)
-        return state, generate(config, state.params["policy"], prompts, key, options.sampling)
+        taken = generate(config, state.params["policy"], prompts, key, options.sampling)
+        return state.replace(step=state.step + 1), taken
 
     def forward(policy: Params, value: Params | None, batch: Rollout):
         """Token logits [B, T, V], and values [B, T] if a value net is given, at the states that predict the response."""
@@ -175,9 +176,7 @@ def ppo(
         taken = batch.rollout
         logits, values = forward(params["policy"], params["value"], taken)
         logprob = token_logprob(logits, taken.tokens, temperature)
-        surrogate = clipped_surrogate(
-            logprob, taken.logprob, batch.advantages, options.clip_low, options.clip_high
-        )
+        surrogate = clipped_surrogate(logprob, taken.logprob, batch.advantages, options.clip_low, options.clip_high)
         policy_loss = mean(surrogate, taken.mask, options.reduction)
         value_error = clipped_value_loss(values, batch.values, batch.returns, options.value_clip)
         value_loss = mean(value_error, taken.mask, options.reduction)
@@ -194,10 +193,10 @@ def ppo(
         reference_logits, _ = forward(state.reference, None, taken)
         reference_logprob = token_logprob(reference_logits, taken.tokens, temperature)
         _, values = forward(state.params["policy"], state.params["value"], taken)
-        penalty = jnp.where(taken.finished, 0.0, options.missing_eos_penalty)
-        scores = token_rewards(rewards, jnp.zeros_like(values), taken.mask, 0.0)
         per_token_kl = kl_estimate(taken.logprob, reference_logprob, "k1")
-        rewards_by_token = scores + token_rewards(-penalty, per_token_kl, taken.mask, state.kl_coefficient)
+        scores = token_rewards(rewards, jnp.zeros_like(values), taken.mask, 0.0)
+        unfinished = jnp.where(taken.finished, 0.0, -options.missing_eos_penalty)
+        rewards_by_token = scores + token_rewards(unfinished, per_token_kl, taken.mask, state.kl_coefficient)
         advantages, returns = gae(rewards_by_token, values, taken.mask, options.discount, options.gae_lambda)
         if options.whiten_advantages:
             advantages = whiten(advantages, taken.mask)
@@ -216,7 +215,9 @@ def ppo(
     def update(state: PPOState, taken: Rollout, rewards: Array) -> tuple[PPOState, Metrics]:
         batch = taken.tokens.shape[0]
         if batch % options.minibatches:
-            raise ValueError(f"{batch} responses do not split into {options.minibatches} minibatches; choose a divisor.")
+            raise ValueError(
+                f"{batch} responses do not split into {options.minibatches} minibatches; choose a divisor."
+            )
         whole, metrics = experience(state, taken, rewards)
 
         def minibatch_step(carry, rows: Int[Array, " rows"]):
@@ -251,7 +252,7 @@ def ppo(
             optimizer_state=optimizer_state,
             kl_coefficient=kl.update(state.kl_coefficient, metrics["objective/kl"], batch),
             key=state.key,
-            step=state.step + 1,
+            step=state.step,
         )
         return new_state, metrics
 

@@ -43,7 +43,9 @@ def sft(config: ModelConfig, optimizer: optax.GradientTransformation) -> Algorit
         return SFTState(params=policy, optimizer_state=optimizer.init(policy), step=jnp.int32(0))
 
     def update(state: SFTState, batch: Demonstrations) -> tuple[SFTState, Metrics]:
-        loss, gradients = jax.value_and_grad(lambda params: negative_log_likelihood(config, params, batch))(state.params)
+        loss, gradients = jax.value_and_grad(lambda params: negative_log_likelihood(config, params, batch))(
+            state.params
+        )
         params, optimizer_state, norm = apply_gradients(optimizer, gradients, state.optimizer_state, state.params)
         state = SFTState(params=params, optimizer_state=optimizer_state, step=state.step + 1)
         return state, {"loss/policy": loss, "grad_norm": norm}

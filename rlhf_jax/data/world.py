@@ -50,9 +50,7 @@ def take_prompts(prompts: Prompts, rows: Any) -> Prompts:
 def builtin_world(prompts: int, held_out: int, seed: int) -> World:
     """The built-in world with its gold rubric: `prompts` training prompts and `held_out` others, drawn with `seed`."""
     tokens = jnp.asarray(sample_prompts(np.random.default_rng(seed), prompts + held_out))
-    every = Prompts(
-        tokens=tokens, mask=jnp.ones(tokens.shape, bool), index=jnp.arange(len(tokens), dtype=jnp.int32)
-    )
+    every = Prompts(tokens=tokens, mask=jnp.ones(tokens.shape, bool), index=jnp.arange(len(tokens), dtype=jnp.int32))
 
     def read(prompt_tokens, prompt_mask, response_tokens, response_mask) -> list[tuple[str, str]]:
         rows = zip(prompt_tokens, response_tokens, response_mask, strict=True)

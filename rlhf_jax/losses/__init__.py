@@ -1,7 +1,6 @@
 """Losses and their ingredients: arrays and masks in, arrays out; none of them calls a model.
 
 Modules:
-    precision: float32 or better, whatever comes in.
     reduce: named reductions of per-token values, as a total and a weight.
     logprobs: log-probability of the token taken, and entropy, from logits.
     kl: the k1, k2 and k3 estimates of the divergence from the reference, and controllers of its coefficient.

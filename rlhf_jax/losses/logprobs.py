@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rlhf_jax.losses.precision import at_least_float32
+from rlhf_jax.types import at_least_float32
 
 
 def token_logprob(

@@ -8,7 +8,7 @@ where lengths differ.) An empty response, a row whose mask is nowhere set, has w
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from rlhf_jax.losses.precision import at_least_float32
+from rlhf_jax.types import at_least_float32
 
 REDUCTIONS = ("token_mean", "sequence_mean", "sequence_sum", "constant")
 

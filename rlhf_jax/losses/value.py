@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from rlhf_jax.losses.precision import at_least_float32
 from rlhf_jax.losses.reduce import mean
-from rlhf_jax.types import Metrics
+from rlhf_jax.types import Metrics, at_least_float32
 
 
 def clipped_value_loss(

@@ -106,25 +106,18 @@ def attend(
     """
     new = mask.shape[1]
     causal = jnp.tril(jnp.ones((new, new), bool))[None] & mask[:, None, :]
-    if cached is None:
-        with jax.numpy_dtype_promotion("standard"):  # it raises bfloat16 to float32 by promotion
-            return jax.nn.dot_product_attention(query, key, value, mask=causal[:, None])
-
-    # One softmax over two pieces: the cache is only read, never concatenated with the new keys.
-    cached_key, cached_value, cached_mask = cached
+    # One softmax over the pieces: the cache is only read, never concatenated with the new keys.
+    pieces = [(key, value, causal)]
+    if cached is not None:
+        cached_key, cached_value, cached_mask = cached
+        seen = jnp.broadcast_to(cached_mask[:, None, :], (*causal.shape[:2], cached_mask.shape[1]))
+        pieces.insert(0, (cached_key, cached_value, seen))
     query = rearrange(query, "b n (h g) w -> b n h g w", h=key.shape[2])
     accumulate = wide(query)
-
-    def scores(keys: Array) -> Array:
-        return jnp.einsum("bnhgw,bshw->bhgns", query, keys, preferred_element_type=accumulate)
-
-    old_scores, new_scores = scores(cached_key), scores(key)
-    old = jnp.broadcast_to(cached_mask[:, None, :], (*causal.shape[:2], cached_mask.shape[1]))
-    allowed = jnp.concatenate([old, causal], axis=-1)
-    logits = jnp.concatenate([old_scores, new_scores], axis=-1) * query.shape[-1] ** -0.5
-    logits = jnp.where(allowed[:, None, None], logits, jnp.finfo(accumulate).min)
+    scores = [jnp.einsum("bnhgw,bshw->bhgns", query, keys, preferred_element_type=accumulate) for keys, _, _ in pieces]
+    allowed = jnp.concatenate([piece[2] for piece in pieces], axis=-1)[:, None, None]
+    logits = jnp.where(allowed, jnp.concatenate(scores, axis=-1) * query.shape[-1] ** -0.5, jnp.finfo(accumulate).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    old_weights, new_weights = jnp.split(weights, [cached_mask.shape[1]], axis=-1)
-    out = jnp.einsum("bhgns,bshw->bnhgw", old_weights, cached_value)
-    out = out + jnp.einsum("bhgns,bshw->bnhgw", new_weights, value)
+    parts = jnp.split(weights, [weights.shape[-1] - new], axis=-1)[-len(pieces) :]
+    out = sum(jnp.einsum("bhgns,bshw->bnhgw", part, values) for part, (_, values, _) in zip(parts, pieces, strict=True))
     return rearrange(out, "b n h g w -> b n (h g) w")

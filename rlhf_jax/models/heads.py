@@ -1,7 +1,7 @@
 """Heads on the trunk, and the parameter trees by role.
 
-Roles are plain dictionaries: a policy is `{"trunk", "unembedding"}` (no `unembedding` where embeddings are tied), a value
-net or a reward model is `{"trunk", "head"}`, and a value head on the policy's trunk is just `{"head"}`.
+Roles are plain dictionaries: a policy is `{"trunk", "unembedding"}` (no `unembedding` where embeddings are tied), a
+value net or a reward model is `{"trunk", "head"}`, and a value head on the policy's trunk is just `{"head"}`.
 """
 
 from typing import Literal
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.transformer import Hidden, apply_trunk, init_trunk
-from rlhf_jax.types import Params, Rollout, wide
+from rlhf_jax.types import Params, Rollout, at_least_float32, wide
 
 FEATURES = ("final_norm", "pre_norm")
 
@@ -100,4 +100,4 @@ def reward_features(
     if kind not in FEATURES:
         raise ValueError(f"features are {kind!r}; choose one of {', '.join(FEATURES)}.")
     features = last_token(hidden.final if kind == "final_norm" else hidden.residual, mask)
-    return features.astype(wide(features))
+    return at_least_float32(features)

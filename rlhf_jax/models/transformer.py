@@ -2,8 +2,8 @@
 
 A token's path: embedding, then L blocks of (RMSNorm, attention, add; RMSNorm, SwiGLU, add), then a last RMSNorm. Layers
 are stacked on a leading axis by `nn.scan`, so compilation does not grow with depth. Heads live in `heads`: several can
-share a trunk. Every parameter carries logical axis names (`vocabulary`, `width`, `heads`, `feed_forward`, `layers`): see
-`logical_axes`.
+share a trunk. Every parameter carries logical axis names (`vocabulary`, `width`, `heads`, `feed_forward`, `layers`):
+see `logical_axes`.
 """
 
 from typing import NamedTuple

@@ -1,8 +1,8 @@
 """One program for many lanes (seeds, coefficients, ensemble members); the one place that chooses how they are batched.
 
-A lane is one independent run: a slice along axis 0 of every leaf of the lanes' pytree. On an accelerator lanes are vmapped.
-On a CPU they are mapped one after another (`jax.lax.map`), which keeps matrices in cache and lets each lane's loops stop
-when *it* is done. With several devices the lanes are split over them by `shard_map`, without communication.
+A lane is one independent run: a slice along axis 0 of every leaf of the lanes' pytree. On an accelerator lanes are
+vmapped. On a CPU they are mapped one after another (`jax.lax.map`), which keeps matrices in cache and lets each lane's
+loops stop when *it* is done. With several devices the lanes are split over them by `shard_map`, without communication.
 """
 
 import os
@@ -17,10 +17,10 @@ RULES = ("auto", "vmap", "map")
 
 
 def use_all_cores() -> None:
-    """Makes every CPU core a device of its own, so that `over_lanes` keeps all of them busy; call it before JAX is used.
+    """Makes every CPU core a device, so that `over_lanes` keeps all of them busy; call it before JAX is used.
 
-    Small matrix products do not spread over cores by themselves: two lanes on two devices take half the time. It changes nothing
-    on other backends, or once JAX has started.
+    Small matrix products do not spread over cores by themselves: two lanes on two devices take half the time. It
+    changes nothing on other backends, or once JAX has started.
     """
     try:
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
@@ -48,7 +48,8 @@ def over_lanes(
 ) -> Callable[..., Any]:
     """Lifts `function(lane, *shared)` to lanes stacked on axis 0: `lifted(lanes, *shared)`.
 
-    Lanes that do not divide evenly over the devices are filled up with copies of the last, whose results are dropped.
+    Lanes that do not divide evenly over the devices are filled up with copies of the last, whose results are dropped;
+    only then do devices exchange any.
 
     Args:
         function: one run; `shared` arguments are the same for all lanes.

@@ -79,4 +79,3 @@ def check_rewards(rewards: np.ndarray | Array, source: str = "the reward") -> No
             f"{source} returned {values[tuple(bad[0])]} for row {row} ({len(bad)} of {values.size} values are not finite); "
             "mend it, or leave out that row."
         )
-

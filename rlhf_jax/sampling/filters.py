@@ -60,8 +60,8 @@ def filter_logits(logits: Float[Array, "B V"], sampling: SamplingConfig) -> Floa
     """Temperature-scaled logits with excluded tokens at minus infinity.
 
     Each filter looks at the distribution that the ones before it left: temperature, top-k, top-p (Holtzman et al. 2019,
-    1904.09751), min-p (Nguyen et al. 2024, 2407.01082). The most likely token always stays, and so do tokens tied with the
-    least likely one that is kept; greedy takes the first of tied tokens.
+    1904.09751), min-p (Nguyen et al. 2024, 2407.01082). The most likely token always stays, and so do tokens tied with
+    the least likely one that is kept; greedy takes the first of tied tokens.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,8 +1,8 @@
 """Responses from a policy, in one compiled loop.
 
-The life of a token: the prompt is run once (prefill); its last state gives the first logits; a token is drawn with the key
-of its (sequence, position); only that token is run against the key-value cache; and so on until every row has drawn a stop
-token.
+The life of a token: the prompt is run once (prefill); its last state gives the first logits; a token is drawn with the
+key of its (sequence, position); only that token is run against the key-value cache; and so on until every row has drawn
+a stop token.
 """
 
 import jax
@@ -54,8 +54,8 @@ def draw(
 def generate(config: ModelConfig, params: Params, prompts: Prompts, key: Array, sampling: SamplingConfig) -> Rollout:
     """Samples one response a prompt.
 
-    A response depends on its prompt, its `prompts.index` and the key, not on the other rows, the amount of padding or the
-    number of devices (to the rounding of the matrix products).
+    A response depends on its prompt, its `prompts.index` and the key, not on the other rows, the amount of padding or
+    the number of devices (to the rounding of the matrix products).
 
     Args:
         config: the policy's shape.

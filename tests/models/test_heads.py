@@ -30,7 +30,7 @@ def test_tied_logits_are_products_with_the_embedding(config, params):
 
 def test_untied_logits_are_products_with_the_unembedding(config, key):
     untied = dataclasses.replace(config, tied_embeddings=False)
-    params = heads.init_policy(untied, key)
+    params = jax.jit(heads.init_policy, static_argnums=0)(untied, key)
     assert params["unembedding"].shape == (config.width, config.vocab_size)
     hidden = jax.random.normal(jax.random.key(1), (4, config.width))
     expected = np.asarray(hidden, np.float64) @ np.asarray(params["unembedding"], np.float64)

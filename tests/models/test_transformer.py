@@ -14,6 +14,7 @@ from rlhf_jax.models.heads import init_policy, unembed
 from rlhf_jax.models.transformer import apply_trunk, init_trunk, logical_axes
 
 run = jax.jit(apply_trunk, static_argnums=0)
+init = jax.jit(init_policy, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -89,7 +90,7 @@ def test_no_gradient_flows_from_real_tokens_to_padding(config, params):
 def test_cached_decoding_equals_the_full_forward(config, rows, key, key_value_heads, chunks):
     """Left-padded prompts of 12 slots, then 4 tokens in chunks; the cache fills the model's whole context."""
     config = dataclasses.replace(config, key_value_heads=key_value_heads)
-    params = init_policy(config, key)
+    params = init(config, key)
     prompt = 12
     tokens = jnp.asarray(np.random.default_rng(1).integers(0, 19, size=(3, 16), dtype=np.int32))
     mask = jnp.arange(16)[None] >= jnp.array([0, 5, 11])[:, None]
@@ -146,7 +147,7 @@ def test_bfloat16_computation_is_close_and_its_logits_are_float32(config, params
 
 def test_bfloat16_parameters_are_stored_as_such(config, key):
     half = dataclasses.replace(config, dtype="bfloat16", param_dtype="bfloat16", tied_embeddings=False)
-    assert {leaf.dtype for leaf in jax.tree.leaves(init_policy(half, key))} == {jnp.dtype("bfloat16")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(init(half, key))} == {jnp.dtype("bfloat16")}
 
 
 def test_float64_stays_float64_and_agrees_with_float32(config, params, rows):
@@ -190,10 +191,10 @@ def test_logical_axes_name_every_axis_of_every_parameter(config, key):
 def test_an_ensemble_is_a_vmap(config, rows):
     tokens, mask = padded(rows, 1, 0)
     keys = jax.random.split(jax.random.key(3), 3)
-    members = jax.vmap(lambda key: init_policy(config, key))(keys)
+    members = jax.jit(jax.vmap(lambda key: init_policy(config, key)))(keys)
     together = jax.jit(jax.vmap(lambda params: logits_of(config, params, tokens, mask)))(members)
     for member, key in enumerate(keys):
-        alone = logits_of(config, init_policy(config, key), tokens, mask)
+        alone = logits_of(config, init(config, key), tokens, mask)
         np.testing.assert_allclose(together[member][:, 1:], alone[:, 1:], atol=2e-5)
 
 

@@ -1,10 +1,10 @@
-"""Losses are computed in float32 or better."""
+"""The records that travel, and the precision that they are computed in."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from rlhf_jax.losses.precision import at_least_float32
+from rlhf_jax.types import at_least_float32
 
 
 @pytest.mark.parametrize("narrow", [jnp.bfloat16, jnp.float16])

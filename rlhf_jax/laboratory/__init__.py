@@ -1,0 +1,11 @@
+"""The over-optimisation laboratory: train policies on reward models that are wrong in places, and see what the gold reward says.
+
+The way of a study, one module a stage:
+
+- `options`: every option, and what is refused before anything is computed.
+- `setting`: the world, the policy that starts in it, the trunks of its reward models.
+- `proxies`: noisy comparisons, the reward models trained on them, and their last-layer geometry.
+- `neural_gold`: a gold reward that is itself a model.
+- `policies`: best-of-n, and PPO on all reward rules, KL coefficients and seeds as lanes of one program.
+- `findings`: the gold reward of what the policies wrote; curves and samples.
+"""

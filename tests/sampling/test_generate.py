@@ -1,0 +1,287 @@
+"""Sampling: keys a (sequence, position), stopping, log-probabilities, and what a sample may not depend on."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.heads import init_policy, response_logits
+from rlhf_jax.sampling import generate as generate_module
+from rlhf_jax.sampling.filters import SamplingConfig, filter_logits
+from rlhf_jax.sampling.generate import draw, generate, sequence_keys
+from rlhf_jax.types import Prompts
+
+CONFIG = ModelConfig(
+    vocab_size=20,
+    width=16,
+    layers=2,
+    heads=4,
+    key_value_heads=2,
+    feed_forward_width=24,
+    context_length=32,
+    initializer_range=0.3,
+)
+# Three stop tokens out of twenty: most of the responses below end, at different lengths.
+SAMPLING = SamplingConfig(max_new_tokens=10, stop_tokens=(3, 7, 11), pad_token=19)
+ROWS = [[5, 1], [2, 4, 6, 8, 1], [9], [12, 13, 14], [5, 1], [0, 0, 17, 16, 2], [18], [10, 4]]
+
+sample = jax.jit(generate, static_argnums=(0, 4))
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(init_policy, static_argnums=0)(CONFIG, jax.random.key(0))
+
+
+def prompts_of(rows, index=None, length: int = 5) -> Prompts:
+    tokens, mask = np.full((len(rows), length), 19, np.int32), np.zeros((len(rows), length), bool)
+    for row, ids in enumerate(rows):
+        tokens[row, length - len(ids) :] = ids
+        mask[row, length - len(ids) :] = True
+    index = range(len(rows)) if index is None else index
+    return Prompts(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask), index=jnp.asarray(list(index), jnp.int32))
+
+
+PROMPTS = prompts_of(ROWS)
+
+
+def assert_same(rollout, other, order=slice(None)):
+    for name in ("tokens", "mask", "finished"):
+        np.testing.assert_array_equal(rollout[name], other[name][order])
+    for name in ("logprob", "sampling_logprob"):
+        np.testing.assert_allclose(rollout[name], other[name][order], atol=2e-5)
+
+
+# Stopping and padding
+
+
+def test_responses_end_with_the_first_stop_token_and_are_padded_after_it(params, key):
+    rollout = sample(CONFIG, params, PROMPTS, key, SAMPLING)
+    lengths = []
+    for row in range(len(ROWS)):
+        tokens = np.asarray(rollout.tokens[row])
+        stops = np.flatnonzero(np.isin(tokens, SAMPLING.stop_tokens))
+        length = stops[0] + 1 if stops.size else SAMPLING.max_new_tokens
+        assert np.asarray(rollout.mask[row]).tolist() == [t < length for t in range(SAMPLING.max_new_tokens)]
+        assert bool(rollout.finished[row]) == bool(stops.size)
+        assert (tokens[length:] == SAMPLING.pad_token).all()
+        assert (np.asarray(rollout.logprob[row, length:]) == 0).all()
+        assert (np.asarray(rollout.sampling_logprob[row, length:]) == 0).all()
+        assert (np.asarray(rollout.logprob[row, :length]) < 0).all()
+        lengths.append(length)
+    assert len(set(lengths)) > 2
+    assert 0 < int(rollout.finished.sum())
+
+
+def test_without_stop_tokens_every_response_has_full_length(params, key):
+    rollout = sample(CONFIG, params, PROMPTS, key, dataclasses.replace(SAMPLING, stop_tokens=()))
+    assert rollout.mask.all()
+    assert not rollout.finished.any()
+
+
+def test_a_stop_token_at_the_last_position_finishes(params, key):
+    """With one new token, finished means that it is a stop token."""
+    every = tuple(range(10))
+    rollout = sample(CONFIG, params, PROMPTS, key, dataclasses.replace(SAMPLING, max_new_tokens=1, stop_tokens=every))
+    assert rollout.finished.tolist() == (rollout.tokens[:, 0] < 10).tolist()
+    assert 0 < int(rollout.finished.sum()) < len(ROWS)
+
+
+def test_the_loop_stops_when_every_row_is_done(params, key, monkeypatch):
+    """The trunk runs once for the prompts and once for every token but the last of the longest response."""
+    runs = []
+
+    def counting(*arguments):
+        jax.debug.callback(lambda: runs.append(1))
+        return apply_trunk(*arguments)
+
+    apply_trunk = generate_module.apply_trunk
+    monkeypatch.setattr(generate_module, "apply_trunk", counting)
+    sampling = dataclasses.replace(SAMPLING, max_new_tokens=20, stop_tokens=tuple(range(10)))
+    rollout = jax.block_until_ready(jax.jit(lambda: generate(CONFIG, params, PROMPTS, key, sampling))())
+    jax.effects_barrier()
+    longest = int(rollout.mask.sum(axis=1).max())
+    assert rollout.finished.all()
+    assert 1 < longest < 20
+    assert len(runs) == longest
+
+
+def test_prompt_and_types_pass_through(params, key):
+    rollout = sample(CONFIG, params, PROMPTS, key, SAMPLING)
+    jax.tree.map(np.testing.assert_array_equal, rollout.prompts, PROMPTS)
+    assert rollout.tokens.dtype == jnp.int32
+    assert rollout.sequences.tokens.shape == (8, 15)
+    half = dataclasses.replace(CONFIG, dtype="bfloat16")
+    assert sample(half, params, PROMPTS, key, SAMPLING).logprob.dtype == jnp.float32
+
+
+# What a sample depends on
+
+
+def test_the_same_key_gives_the_same_samples_and_another_key_others(params, key):
+    first = sample(CONFIG, params, PROMPTS, key, SAMPLING)
+    assert_same(sample(CONFIG, params, PROMPTS, key, SAMPLING), first)
+    other = sample(CONFIG, params, PROMPTS, jax.random.key(1), SAMPLING)
+    assert (np.asarray(first.tokens) != np.asarray(other.tokens)).any(axis=1).sum() >= 7
+
+
+def test_permuted_rows_give_permuted_samples(params, key):
+    whole = sample(CONFIG, params, PROMPTS, key, SAMPLING)
+    order = np.array([3, 1, 7, 0, 2, 6, 5, 4])
+    permuted = sample(CONFIG, params, jax.tree.map(lambda leaf: leaf[order], PROMPTS), key, SAMPLING)
+    assert_same(permuted, whole, order)
+
+
+def test_a_sample_does_not_change_when_other_prompts_leave(params, key):
+    whole = sample(CONFIG, params, PROMPTS, key, SAMPLING)
+    chosen = np.array([1, 5])
+    alone = sample(CONFIG, params, jax.tree.map(lambda leaf: leaf[chosen], PROMPTS), key, SAMPLING)
+    assert_same(alone, whole, chosen)
+
+
+@pytest.mark.parametrize("length", [8, 22])
+def test_a_sample_does_not_change_when_left_padding_grows(params, key, length):
+    whole = sample(CONFIG, params, PROMPTS, key, SAMPLING)
+    assert_same(sample(CONFIG, params, prompts_of(ROWS, length=length), key, SAMPLING), whole)
+
+
+def test_a_shorter_limit_cuts_the_same_responses(params, key):
+    whole = sample(CONFIG, params, PROMPTS, key, SAMPLING)
+    short = sample(CONFIG, params, PROMPTS, key, dataclasses.replace(SAMPLING, max_new_tokens=4))
+    np.testing.assert_array_equal(short.tokens, whole.tokens[:, :4])
+    np.testing.assert_allclose(short.logprob, whole.logprob[:, :4], atol=2e-5)
+
+
+def test_equal_prompts_differ_by_their_index_only(params, key):
+    rows = [[5, 1]] * 4
+    different = sample(CONFIG, params, prompts_of(rows), key, SAMPLING)
+    assert len({tuple(row) for row in np.asarray(different.tokens).tolist()}) == 4
+    equal = sample(CONFIG, params, prompts_of(rows, index=[2, 2, 2, 2]), key, SAMPLING)
+    assert_same(equal, different, np.array([2, 2, 2, 2]))
+
+
+def test_jit_and_vmap_change_nothing(params):
+    sampling = dataclasses.replace(SAMPLING, max_new_tokens=4)
+    keys = jax.random.split(jax.random.key(5), 3)
+    together = jax.jit(jax.vmap(lambda key: generate(CONFIG, params, PROMPTS, key, sampling)))(keys)
+    for lane, key in enumerate(keys):
+        alone = sample(CONFIG, params, PROMPTS, key, sampling)
+        assert_same(alone, jax.tree.map(lambda leaf: leaf[lane], together))  # noqa: B023 - used at once
+    assert_same(generate(CONFIG, params, PROMPTS, keys[0], sampling), jax.tree.map(lambda leaf: leaf[0], together))
+
+
+def test_the_compiled_loop_never_calls_the_host(params, key):
+    compiled = sample.lower(CONFIG, params, PROMPTS, key, SAMPLING).compile()
+    text = compiled.as_text().lower()
+    assert "while" in text
+    for word in ("callback", "infeed", "outfeed"):
+        assert word not in text
+    with jax.transfer_guard("disallow"):
+        jax.block_until_ready(compiled(params, PROMPTS, key))
+
+
+# Log-probabilities
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.3])
+def test_logprob_is_the_log_softmax_of_the_full_forward(params, key, temperature):
+    rollout = sample(CONFIG, params, PROMPTS, key, dataclasses.replace(SAMPLING, temperature=temperature))
+    logits = jax.jit(response_logits, static_argnums=0)(CONFIG, params, rollout)
+    logprobs = np.asarray(jax.nn.log_softmax(logits / temperature, axis=-1))
+    expected = np.take_along_axis(logprobs, np.asarray(rollout.tokens)[..., None], axis=-1)[..., 0]
+    mask = np.asarray(rollout.mask)
+    np.testing.assert_allclose(np.asarray(rollout.logprob)[mask], expected[mask], atol=1e-4)
+    np.testing.assert_array_equal(rollout.logprob, rollout.sampling_logprob)
+
+
+def test_sampling_logprob_is_that_of_the_filtered_distribution(params, key):
+    sampling = dataclasses.replace(SAMPLING, temperature=0.8, top_k=6, top_p=0.9, min_p=0.05)
+    rollout = sample(CONFIG, params, PROMPTS, key, sampling)
+    logits = jax.jit(response_logits, static_argnums=0)(CONFIG, params, rollout)
+    mask, taken = np.asarray(rollout.mask), np.asarray(rollout.tokens)[..., None]
+    for found, distribution in (
+        (rollout.logprob, logits / 0.8),
+        (rollout.sampling_logprob, jax.vmap(lambda row: filter_logits(row, sampling))(logits)),
+    ):
+        logprobs = np.asarray(jax.nn.log_softmax(distribution, axis=-1))
+        expected = np.take_along_axis(logprobs, taken, axis=-1)[..., 0]
+        np.testing.assert_allclose(np.asarray(found)[mask], expected[mask], atol=1e-4)
+    assert (np.asarray(rollout.sampling_logprob) >= np.asarray(rollout.logprob) - 1e-6).all()
+
+
+def test_greedy_takes_the_most_likely_and_scores_it_at_temperature_one(params, key):
+    rollout = sample(CONFIG, params, PROMPTS, key, dataclasses.replace(SAMPLING, temperature=0.0))
+    logits = jax.jit(response_logits, static_argnums=0)(CONFIG, params, rollout)
+    mask = np.asarray(rollout.mask)
+    np.testing.assert_array_equal(np.asarray(rollout.tokens)[mask], np.asarray(logits.argmax(axis=-1))[mask])
+    best = np.asarray(jax.nn.log_softmax(logits, axis=-1).max(axis=-1))
+    np.testing.assert_allclose(np.asarray(rollout.logprob)[mask], best[mask], atol=1e-4)
+    assert not rollout.sampling_logprob.any()
+    other = sample(CONFIG, params, PROMPTS, jax.random.key(9), dataclasses.replace(SAMPLING, temperature=0.0))
+    np.testing.assert_array_equal(other.tokens, rollout.tokens)
+
+
+# One draw
+
+LOGITS = jnp.array([0.0, 1.5, -1.0, 0.5, 0.7, -0.3])
+draws = jax.jit(draw, static_argnums=3)
+
+
+def chi_square(counts, probabilities) -> float:
+    expected = probabilities * counts.sum()
+    return float((np.square(counts - expected) / expected).sum())
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.6}, {"temperature": 1.7}, {"top_k": 4}, {"top_p": 0.8}])
+def test_frequencies_match_the_filtered_probabilities(options):
+    """20,000 draws at a fixed seed; with up to 5 degrees of freedom, chi-square exceeds 40 once in 10 million seeds."""
+    sampling = dataclasses.replace(SAMPLING, **options)
+    keys = sequence_keys(jax.random.key(0), jnp.arange(20_000))
+    logits = jnp.broadcast_to(LOGITS[None], (20_000, 6))
+    token, logprob, sampling_logprob = draws(logits, keys, jnp.int32(3), sampling)
+    probabilities = np.asarray(jax.nn.softmax(filter_logits(LOGITS[None], sampling), axis=-1))[0]
+    possible = probabilities > 0
+    counts = np.bincount(np.asarray(token), minlength=6)
+    assert (counts[~possible] == 0).all()
+    assert chi_square(counts[possible], probabilities[possible]) < 40
+    policy = np.asarray(jax.nn.log_softmax(LOGITS / sampling.temperature))
+    np.testing.assert_allclose(logprob, policy[np.asarray(token)], atol=1e-5)
+    np.testing.assert_allclose(sampling_logprob, np.log(probabilities[np.asarray(token)]), atol=1e-5)
+
+
+def test_sampling_probabilities_of_all_kept_tokens_sum_to_one():
+    sampling = dataclasses.replace(SAMPLING, top_k=4, temperature=0.9)
+    keys = sequence_keys(jax.random.key(0), jnp.arange(2_000))
+    token, _, kept_logprob = draws(jnp.broadcast_to(LOGITS[None], (2_000, 6)), keys, jnp.int32(0), sampling)
+    by_token = {int(t): float(logprob) for t, logprob in zip(token, kept_logprob, strict=True)}
+    assert len(by_token) == 4
+    assert sum(np.exp(list(by_token.values()))) == pytest.approx(1, abs=1e-5)
+
+
+def test_neighbouring_positions_are_independent():
+    """Pairs of draws at positions 0 and 1: 35 degrees of freedom, chi-square above 110 once in 10 billion seeds."""
+    keys = sequence_keys(jax.random.key(0), jnp.arange(20_000))
+    logits = jnp.broadcast_to(LOGITS[None], (20_000, 6))
+    first, second = (np.asarray(draws(logits, keys, jnp.int32(position), SAMPLING)[0]) for position in (0, 1))
+    probabilities = np.asarray(jax.nn.softmax(LOGITS))
+    counts = np.bincount(6 * first + second, minlength=36)
+    assert chi_square(counts, np.outer(probabilities, probabilities).ravel()) < 110
+
+
+# Refusals
+
+
+def test_prompts_and_responses_beyond_the_context_are_refused(params, key):
+    with pytest.raises(ValueError, match="prompts of 23 tokens and responses of 10 exceed the model's context of 32"):
+        generate(CONFIG, params, prompts_of(ROWS, length=23), key, SAMPLING)
+
+
+@pytest.mark.parametrize(
+    "options", [{"stop_tokens": (3, 20)}, {"stop_tokens": (-1,)}, {"pad_token": 20}, {"pad_token": -100}]
+)
+def test_tokens_outside_the_vocabulary_are_refused(params, key, options):
+    with pytest.raises(ValueError, match="not in the vocabulary of 20"):
+        generate(CONFIG, params, PROMPTS, key, dataclasses.replace(SAMPLING, **options))
