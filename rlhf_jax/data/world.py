@@ -75,6 +75,7 @@ def text_world(
     response_length: int,
     context_length: int,
     held_out: int,
+    longest_prompt: int | None = None,
 ) -> World:
     """A world of text: prompts from a JSONL file (column `prompt`) and a gold reward of the response's text.
 
@@ -85,6 +86,7 @@ def text_world(
         response_length: the longest response, in tokens.
         context_length: the policy's context, which prompt and response share.
         held_out: number of prompts to hold out.
+        longest_prompt: prompts of more tokens are dropped, and their number is printed; None keeps all.
 
     Raises:
         ValueError: the file cannot be read, a prompt does not fit, there are no more than `held_out` prompts, or the
@@ -93,6 +95,11 @@ def text_world(
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token, so no response could end; give one that has.")
     every = read_prompts(prompt_file, tokenizer, context_length - response_length)
+    if longest_prompt is not None:
+        short = np.asarray(every.mask.sum(axis=-1)) <= longest_prompt
+        print(f"{prompt_file}: {np.sum(~short)} of {len(short)} prompts have over {longest_prompt} tokens and are dropped")
+        every = take_prompts(every, np.flatnonzero(short))
+        every = every.replace(tokens=every.tokens[:, -longest_prompt:], mask=every.mask[:, -longest_prompt:])
     if len(every.tokens) <= held_out:
         raise ValueError(
             f"{prompt_file} has {len(every.tokens)} prompts, which leaves none to train on after {held_out} are held out; "
@@ -111,8 +118,8 @@ def text_world(
 
     return World(
         name=Path(prompt_file).stem,
-        prompts=take_prompts(every, slice(None, -held_out)),
-        held_out=take_prompts(every, slice(-held_out, None)),
+        prompts=take_prompts(every, slice(None, len(every.tokens) - held_out)),
+        held_out=take_prompts(every, slice(len(every.tokens) - held_out, None)),
         response_length=response_length,
         stop_tokens=stops,
         pad_token=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,

@@ -39,7 +39,9 @@ class Options:
         learning_rate: of PPO, policy and value net together.
         epochs: PPO passes over a rollout.
         minibatches: PPO optimiser steps a pass.
+        value_net: a value net with a "separate" trunk (of a reward model's shape), or a head on the policy's ("shared").
         response_length: longest response of a pretrained policy, in tokens.
+        longest_prompt: for a pretrained policy, prompts of more tokens are dropped and counted; None keeps all.
         best_of_n: answers a held-out prompt for best-of-n (the largest n); 0 leaves it out.
         held_out: held-out prompts.
         policy_layers: layers of the built-in policy.
@@ -60,7 +62,7 @@ class Options:
     sentiment: Path | None = None
     gold: Literal["rubric", "neural"] = "rubric"
     seed: int = 0
-    seeds: int = 6
+    seeds: int = 8
     members: int = 5
     methods: tuple[str, ...] = METHODS
     kl_coefficients: tuple[float, ...] = (0.0,)
@@ -77,13 +79,15 @@ class Options:
     learning_rate: float = 3e-4
     epochs: int = 2
     minibatches: int = 2
-    response_length: int = 32
+    value_net: Literal["separate", "shared"] = "separate"
+    response_length: int = 24
+    longest_prompt: int | None = None
     best_of_n: int = 1024
     held_out: int = 32
     policy_layers: int = 2
     width: int = 32
     reward_layers: int = 1
-    sft_steps: int = 500
+    sft_steps: int = 700
     reward_epochs: int = 4
     reward_learning_rate: float = 2e-3
     reward_batch: int = 64

@@ -109,7 +109,12 @@ def make_lane(options: Options, setting: Setting, key: jax.Array):
     """
     algorithm = ppo(
         setting.policy_config,
-        PPOConfig(sampling=setting.sampling, epochs=options.epochs, minibatches=options.minibatches),
+        PPOConfig(
+            sampling=setting.sampling,
+            epochs=options.epochs,
+            minibatches=options.minibatches,
+            value_net=options.value_net,
+        ),
         adam(options.learning_rate),
         value_config=setting.reward_config,
     )
@@ -120,7 +125,9 @@ def make_lane(options: Options, setting: Setting, key: jax.Array):
         return jax.tree.map(lambda leaf: leaf[lane["seed"]], proxies)
 
     def start(lane: dict, policy: Params, value_trunk: Params, proxies: Proxies) -> tuple[dict, ComposedState]:
-        value = {"trunk": value_trunk, "head": init_value_head(setting.reward_config)}
+        value = {"head": init_value_head(setting.reward_config)}
+        if options.value_net == "separate":
+            value["trunk"] = value_trunk
         state = algorithm.init(jax.random.fold_in(key, lane["seed"]), {"policy": policy, "value": value})
         return lane, ComposedState(
             algorithm=state.replace(kl_coefficient=lane["kl_coefficient"]),

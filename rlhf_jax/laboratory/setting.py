@@ -104,7 +104,7 @@ def text_setting(options: Options) -> Setting:
     gold = train_sentiment(options.sentiment, options.seed)
     print(f"gold: sentiment of reviews, accuracy {gold.accuracy:.3f} on {gold.held_out} held-out rows")
     length, context = options.response_length, policy_config.context_length
-    world = text_world(options.prompts, tokenizer, gold, length, context, options.held_out)
+    world = text_world(options.prompts, tokenizer, gold, length, context, options.held_out, options.longest_prompt)
     return Setting(
         world=world,
         sampling=sampling_of(world),
