@@ -12,7 +12,7 @@ INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check
 .PHONY: demo test test-slow check clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python experiments/overoptimization.py --preset demo --overwrite
+	$(BIN)/python experiments/overoptimization.py --preset demo --out runs/demo --overwrite
 
 test: $(VENV)/.installed-test
 	$(BIN)/pytest -n 2 -m "not slow"

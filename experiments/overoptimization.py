@@ -3,10 +3,10 @@
     python experiments/overoptimization.py --preset demo
     python experiments/overoptimization.py --preset real --policy FOLDER --prompts FILE.jsonl --sentiment FILE.jsonl
 
-The study: fine-tune a small policy; draw comparisons from it, labelled by the gold reward with noise; train an ensemble of proxy
-reward models a seed; push on them with best-of-n and with PPO under six reward rules; score the stored generations with the gold
-reward afterwards. All methods, KL coefficients and seeds are lanes of one compiled program. It leaves `summary.json`,
-`metrics.jsonl`, `samples.md`, `figures/*.png`, `history.npz` and checkpoints.
+The study: fine-tune a small policy; draw comparisons from it, labelled by the gold reward with noise; train an
+ensemble of proxy reward models a seed; push on them with best-of-n and with PPO under six reward rules; score the
+stored generations with the gold reward afterwards. All methods, KL coefficients and seeds are lanes of one compiled
+program. It leaves `summary.json`, `metrics.jsonl`, `samples.md`, `figures/*.png`, `history.npz` and checkpoints.
 """
 
 import time
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.evaluation.statistics import row
-from rlhf_jax.evaluation.study import report
+from rlhf_jax.evaluation.study import overview, report
 from rlhf_jax.laboratory.findings import curves_of, samples
 from rlhf_jax.laboratory.neural_gold import neural_gold
 from rlhf_jax.laboratory.options import Options, check_options
@@ -27,6 +27,7 @@ from rlhf_jax.parallel.lanes import use_all_cores
 from rlhf_jax.rewards.bradley_terry import check_rewards
 from rlhf_jax.training import checkpoints, run_folder
 from rlhf_jax.training.command_line import run
+from rlhf_jax.training.compilation import CompileClock
 from rlhf_jax.training.metrics import MetricsWriter
 
 PRESETS = {
@@ -47,7 +48,7 @@ PRESETS = {
         best_of_n=0,
         longest_prompt=28,
         value_net="shared",
-        learning_rate=2e-4,
+        learning_rate=7e-5,
         reward_learning_rate=3e-4,
         reward_epochs=2,
     ),
@@ -56,7 +57,7 @@ PRESETS = {
 
 def main(options: Options) -> dict:
     """Runs the study and returns its summary."""
-    began = time.monotonic()
+    began, clock = time.monotonic(), CompileClock()
     check_options(options)
     # Files are read before a folder is made or emptied, so that a wrong one costs nothing.
     setting = text_setting(options) if options.policy else None
@@ -116,7 +117,7 @@ def main(options: Options) -> dict:
     rules, coefficients = len(options.methods), len(options.kl_coefficients)
     stage(f"PPO: {rules} reward rules x {coefficients} KL coefficients x {options.seeds} seeds")
     with MetricsWriter(folder.path / "metrics.jsonl") as metrics:
-        history, policies, compile_seconds = train_policies(options, setting, proxies, keys["policies"], metrics)
+        history, policies = train_policies(options, setting, proxies, keys["policies"], metrics)
     checkpoints.save(folder.path / "checkpoints" / "policies", policies)
 
     stage("scoring the stored generations with the gold reward")
@@ -146,9 +147,12 @@ def main(options: Options) -> dict:
         run_folder.check("largest |log-prob at rollout − in the first minibatch|", float(gap), 1e-4, "at most"),
         run_folder.check("ratio of a first minibatch that is farthest from 1", farthest, 1.0, 1e-4),
     ]
-    result = run_folder.summary(folder, rows, checks, time.monotonic() - began, compile_seconds)
+    result = run_folder.summary(folder, rows, checks, time.monotonic() - began, clock.seconds)
     run_folder.write_summary(folder, result)
     run_folder.print_summary(result)
+    table = overview(study, options.report_every)
+    (folder.path / "overview.md").write_text(table + "\n", encoding="utf-8")
+    print(f"\n{table}\n")
     print(f"[{time.monotonic() - began:6.1f} s] tables, samples and figures are in {folder.path}")
     return result
 

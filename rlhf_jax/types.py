@@ -1,7 +1,7 @@
 """The records that travel between models, samplers, rewards and algorithms.
 
-All are frozen `chex` dataclasses (pytrees), so `jit`, `vmap`, `scan` and sharding trees take them as they are. Their fields are
-not checked at construction (a `vmap` adds axes); functions check shapes and dtypes where they take them.
+All are frozen `chex` dataclasses (pytrees), so `jit`, `vmap`, `scan` and sharding trees take them as they are. Their
+fields are not checked at construction (a `vmap` adds axes); functions check shapes and dtypes where they take them.
 
 Symbols: B sequences, P prompt length, T response length, S = P + T, D feature width, M ensemble members.
 """
@@ -40,7 +40,8 @@ class Prompts:
         tokens: token ids, int32 [B, P]; padding stands on the left.
         mask: True on real tokens, bool [B, P].
         index: which sequence of the data each row is, int32 [B]. Sampling keys fold it in, so that a sample does not
-            depend on the batch it is drawn with; rows that should differ (K samples of one prompt) need different indices.
+            depend on the batch it is drawn with; rows that should differ (K samples of one prompt) need different
+            indices.
     """
 
     tokens: Int[Array, "B P"]
@@ -69,8 +70,10 @@ class Rollout:
         prompts: the prompts.
         tokens: response ids, int32 [B, T], right-padded; a stop token is part of the response.
         mask: True through the stop token, bool [B, T].
-        logprob: log-probability of each token under the temperature-scaled, unfiltered policy, float32 [B, T]; 0 at padding.
-        sampling_logprob: the same under the distribution that was sampled from (after top-k, top-p, min-p), float32 [B, T].
+        logprob: log-probability of each token under the temperature-scaled, unfiltered policy, float32 [B, T]; 0 at
+            padding.
+        sampling_logprob: the same under the distribution that was sampled from (after top-k, top-p, min-p), float32
+            [B, T].
         finished: True where the response ended in a stop token, bool [B].
     """
 
@@ -97,7 +100,8 @@ class Demonstrations:
     Attributes:
         tokens: token ids, int32 [B, S].
         mask: True on real tokens, bool [B, S].
-        loss_mask: True on the tokens whose log-probability is maximised (the response with its stop token), bool [B, S].
+        loss_mask: True on the tokens whose log-probability is maximised (the response with its stop token), bool [B,
+            S].
     """
 
     tokens: Int[Array, "B S"]
@@ -112,7 +116,8 @@ class PreferenceBatch:
     Attributes:
         chosen: the preferred sequences, [B, S].
         rejected: the other ones, [B, S].
-        margin: by how much the reward of the chosen one should exceed the other, float32 [B]; 0 for plain Bradley-Terry.
+        margin: by how much the reward of the chosen one should exceed the other, float32 [B]; 0 for plain
+            Bradley-Terry.
     """
 
     chosen: Sequences
@@ -126,7 +131,8 @@ class Score:
 
     Attributes:
         mean: the reward estimate, [B].
-        features: the vectors that the reward head multiplies, [B, D], for last-layer uncertainty; None if not asked for.
+        features: the vectors that the reward head multiplies, [B, D], for last-layer uncertainty; None if not asked
+            for.
         members: the (centred) scores of ensemble members, [M, B]; None for one model.
     """
 
@@ -139,9 +145,11 @@ class Algorithm(NamedTuple):
     """A policy algorithm as three pure functions.
 
     Attributes:
-        init: `init(key, params) -> state`; `params` maps roles to pretrained trees, a role that is absent is initialised.
+        init: `init(key, params) -> state`; `params` maps roles to pretrained trees, a role that is absent is
+            initialised.
         rollout: `rollout(state, prompts) -> (state, Rollout)`; None for offline algorithms.
-        update: `update(state, rollout, rewards) -> (state, metrics)` with rewards [B] or [B, T]; offline: `update(state, batch)`.
+        update: `update(state, rollout, rewards) -> (state, metrics)` with rewards [B] or [B, T]; offline:
+            `update(state, batch)`.
     """
 
     init: Callable[..., Any]
@@ -154,8 +162,8 @@ class Transform(NamedTuple):
 
     Attributes:
         init: `init(...) -> state`: the transform's data (coefficients, a geometry, running averages) as a pytree.
-        apply: `apply(score, reference, state) -> (rewards [B], state, metrics)`; `reference` is the Score of one reference
-            response a prompt, or None. The gold reward is never an argument.
+        apply: `apply(score, reference, state) -> (rewards [B], state, metrics)`; `reference` is the Score of one
+            reference response a prompt, or None. The gold reward is never an argument.
     """
 
     init: Callable[..., Any]

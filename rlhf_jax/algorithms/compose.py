@@ -31,13 +31,14 @@ class StepOutput(NamedTuple):
 def compose(algorithm: Algorithm, scorer: Scorer, transform: Transform):
     """The step `(state, prompts, reward_params, reference=None) -> (state, StepOutput)`.
 
-    It samples, scores, transforms the scores into rewards, and updates; nothing in it leaves the device. A Python reward goes
-    between `algorithm.rollout` and `algorithm.update` in a host loop instead.
+    It samples, scores, transforms the scores into rewards, and updates; nothing in it leaves the device. A Python
+    reward goes between `algorithm.rollout` and `algorithm.update` in a host loop instead.
 
     Args:
         algorithm: an on-policy algorithm.
         scorer: `score(reward_params, tokens, mask) -> Score`.
-        transform: what is done with scores before the policy sees them; `reference` is its Score of reference responses.
+        transform: what is done with scores before the policy sees them; `reference` is its Score of reference
+            responses.
     """
     if algorithm.rollout is None:
         raise ValueError("compose needs an on-policy algorithm; this one has no rollout: call its update on batches.")

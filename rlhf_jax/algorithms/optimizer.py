@@ -39,4 +39,4 @@ def apply_gradients(
     """
     with jax.numpy_dtype_promotion("standard"):  # optax mixes its step counter's integers with floats
         updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
-        return optax.apply_updates(params, updates), optimizer_state, optax.global_norm(gradients)
+        return optax.apply_updates(params, updates), optimizer_state, optax.tree.norm(gradients)

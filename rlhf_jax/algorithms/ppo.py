@@ -1,9 +1,10 @@
 """Proximal policy optimisation for language models (Schulman et al. 2017, 1707.06347; Ouyang et al. 2022, 2203.02155).
 
-The life of a batch: `rollout` samples one response a prompt and keeps the log-probability of every token taken. `update` gets one
-reward a response, subtracts a per-token KL penalty, runs generalised advantage estimation on the value net's predictions, and takes
-epochs x minibatches of clipped steps over the one rollout, all in one compiled program. Old log-probabilities, reference
-log-probabilities, values and advantages are computed once, before the first step.
+The life of a batch: `rollout` samples one response a prompt and keeps the log-probability of every token taken.
+`update` gets one reward a response, subtracts a per-token KL penalty, runs generalised advantage estimation on the
+value net's predictions, and takes epochs x minibatches of clipped steps over the one rollout, all in one compiled
+program. Old log-probabilities, reference log-probabilities, values and advantages are computed once, before the first
+step.
 """
 
 import dataclasses
@@ -75,7 +76,8 @@ class PPOConfig:
     def __post_init__(self):
         if self.sampling.filtered:
             raise ValueError(
-                "PPO samples from the policy itself: set temperature > 0, top_k=None, top_p=1 and min_p=0 in its sampling."
+                "PPO samples from the policy itself: "
+                "set temperature > 0, top_k=None, top_p=1 and min_p=0 in its sampling."
             )
         if self.epochs < 1 or self.minibatches < 1:
             raise ValueError(f"PPO needs at least 1 epoch and 1 minibatch, not {self.epochs} and {self.minibatches}.")
@@ -123,8 +125,8 @@ def ppo(
 ) -> Algorithm:
     """PPO as an `Algorithm`.
 
-    `init(key, params)` takes `{"policy": tree, "value": tree}`; without a policy it is fresh, without a value net the value trunk is
-    fresh and its head zero. The reference is the policy at the start, or `params["reference"]`.
+    `init(key, params)` takes `{"policy": tree, "value": tree}`; without a policy it is fresh, without a value net the
+    value trunk is fresh and its head zero. The reference is the policy at the start, or `params["reference"]`.
 
     Args:
         config: shape of the policy.
@@ -162,7 +164,7 @@ def ppo(
         return state.replace(step=state.step + 1), taken
 
     def forward(policy: Params, value: Params | None, batch: Rollout):
-        """Token logits [B, T, V], and values [B, T] if a value net is given, at the states that predict the response."""
+        """Token logits [B, T, V] and, given a value net, values [B, T] at the states that predict the response."""
         tokens, mask, length = batch.sequences.tokens, batch.sequences.mask, batch.tokens.shape[1]
         hidden = apply_trunk(config, policy["trunk"], tokens, mask).final
         logits = unembed(config, policy, response_states(hidden, length))
@@ -241,7 +243,7 @@ def ppo(
         start = (state.params, state.optimizer_state, jnp.array(False))
         (params, optimizer_state, _), steps = jax.lax.scan(minibatch_step, start, orders)
 
-        # The first minibatch sees the policy that sampled: its ratio is 1 up to the rounding between decoding and training.
+        # The first minibatch sees the policy that sampled: its ratio is 1 up to rounding between decoding and training.
         metrics |= {name: values.mean() for name, values in steps.items()}
         metrics["val/first_ratio"] = steps["val/ratio"][0]
         metrics["policy/max_logprob_gap"] = steps["policy/max_logprob_gap"][0]

@@ -42,7 +42,8 @@ def reward_modeling(
 
     Returns:
         `init(key, params={"trunk": tree})` (a fresh head on the given trunk; without params a fresh trunk too) and
-        `update(state, PreferenceBatch)` with the metrics `loss/reward`, `rewards/{chosen,rejected,accuracies,margins}`, `grad_norm`.
+        `update(state, PreferenceBatch)` with the metrics `loss/reward`, `rewards/{chosen,rejected,accuracies,margins}`
+        and `grad_norm`.
     """
 
     def init(key: Array, params: Params | None = None) -> RewardModelState:

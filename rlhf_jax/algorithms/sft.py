@@ -34,8 +34,8 @@ def negative_log_likelihood(config: ModelConfig, params: Params, batch: Demonstr
 def sft(config: ModelConfig, optimizer: optax.GradientTransformation) -> Algorithm:
     """Supervised fine-tuning as an offline `Algorithm`.
 
-    `init(key, params={"policy": tree})` or, without params, a fresh policy; `update(state, Demonstrations)` returns the metrics
-    `loss/policy` (nats a token) and `grad_norm`.
+    `init(key, params={"policy": tree})` or, without params, a fresh policy; `update(state, Demonstrations)` returns
+    the metrics `loss/policy` (nats a token) and `grad_norm`.
     """
 
     def init(key: Array, params: Params | None = None) -> SFTState:

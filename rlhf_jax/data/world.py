@@ -1,9 +1,10 @@
 """What an over-optimisation study needs of its setting: prompts, a gold reward, and a way to read samples.
 
-Two worlds: the built-in one (`synthetic`), made of words of our own and a gold rubric, and text worlds, made of a prompt file, a
-tokenizer and a gold reward of text.
+Two worlds: the built-in one (`synthetic`), made of words of our own and a gold rubric, and text worlds, made of a
+prompt file, a tokenizer and a gold reward of text.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,7 +87,8 @@ def text_world(
         response_length: the longest response, in tokens.
         context_length: the policy's context, which prompt and response share.
         held_out: number of prompts to hold out.
-        longest_prompt: prompts of more tokens are dropped, and their number is printed; None keeps all.
+        longest_prompt: prompts of more tokens, or too long for the context, are dropped, and their number is
+            printed; None keeps all.
 
     Raises:
         ValueError: the file cannot be read, a prompt does not fit, there are no more than `held_out` prompts, or the
@@ -94,16 +96,19 @@ def text_world(
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token, so no response could end; give one that has.")
-    every = read_prompts(prompt_file, tokenizer, context_length - response_length)
+    room = context_length - response_length
+    every = read_prompts(prompt_file, tokenizer, room if longest_prompt is None else sys.maxsize)
     if longest_prompt is not None:
+        longest_prompt = min(longest_prompt, room)
         short = np.asarray(every.mask.sum(axis=-1)) <= longest_prompt
-        print(f"{prompt_file}: {np.sum(~short)} of {len(short)} prompts have over {longest_prompt} tokens and are dropped")
+        dropped = f"{np.sum(~short)} of {len(short)} prompts"
+        print(f"{prompt_file}: {dropped} have over {longest_prompt} tokens and are dropped")
         every = take_prompts(every, np.flatnonzero(short))
         every = every.replace(tokens=every.tokens[:, -longest_prompt:], mask=every.mask[:, -longest_prompt:])
     if len(every.tokens) <= held_out:
         raise ValueError(
-            f"{prompt_file} has {len(every.tokens)} prompts, which leaves none to train on after {held_out} are held out; "
-            "give more prompts or hold out fewer."
+            f"{prompt_file} has {len(every.tokens)} prompts, which leaves none to train on after {held_out} are "
+            "held out; give more prompts or hold out fewer."
         )
     stops = tuple({tokenizer.eos_token_id, tokenizer.bos_token_id} - {None})
 

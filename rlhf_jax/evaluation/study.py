@@ -1,7 +1,7 @@
 """What an over-optimisation study found: rows, checks and figures from the curves of its runs.
 
-A *run* is one policy trained on one reward rule; runs that differ in seed alone are rows of an array, so that methods are compared
-seed by seed.
+A *run* is one policy trained on one reward rule; runs that differ in seed alone are rows of an array, so that methods
+are compared seed by seed.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from rlhf_jax.evaluation.figures import (
     uncertainty_figure,
 )
 from rlhf_jax.evaluation.overoptimization import ScalingFit, bootstrap_fit, fit_best_of_n, fit_rl
-from rlhf_jax.evaluation.statistics import pearson, row
+from rlhf_jax.evaluation.statistics import Estimate, mean_interval, paired_difference, pearson, row
 from rlhf_jax.evaluation.trajectories import PeakAndFall, at_matched_kl, peak_and_fall
 
 
@@ -76,7 +76,7 @@ def _number_row(name: str, unit: str, value: float, n: int) -> dict[str, Any]:
 
 
 def fit_rows(name: str, fit: Any, distance: np.ndarray, gold: np.ndarray, seed: int) -> tuple[list[dict], ScalingFit]:
-    """Rows of alpha, beta, peak distance (bootstrap intervals over seeds) and R² of a scaling law, and the fit itself."""
+    """Rows of alpha, beta, peak distance (bootstrap intervals over seeds) and R² of a scaling law, and the fit."""
     whole = fit(distance.mean(axis=0), gold.mean(axis=0))
     intervals = bootstrap_fit(fit, distance, gold, n=500, rng=np.random.default_rng(seed))
     units = {"alpha": "s.d. / √nat", "beta": "s.d. / √nat", "peak_distance": "√nat"}
@@ -106,6 +106,28 @@ def matched_rows(name: str, runs: Runs, baseline: Runs, size: int) -> list[dict[
         if np.isfinite(difference).all():
             rows.append(row(f"{name} minus PPO at √KL = {at:.2f}", "s.d.", difference))
     return rows
+
+
+def overview(study: Study, block: int) -> str:
+    """The study on one screen, as a Markdown table: one line a rule and KL coefficient, 95 % intervals over seeds."""
+    lines = [
+        "| rule | final gold | minus PPO, paired | peak gold | fall from the peak, held out | final KL (nats) |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for (method, coefficient), runs in study.items():
+        final, fall = blocks(runs.gold, block)[:, -1], peak_and_fall(blocks(runs.gold, block))
+        estimate = mean_interval(final)
+        baseline = blocks(study["PPO", coefficient].gold, block)[:, -1]
+        paired = "" if method == "PPO" else _with_interval(paired_difference(final, baseline))
+        drop = f"{fall.held_out_drop:.2f} = {fall.held_out_in_standard_errors:.1f} s.e."
+        kl = blocks(runs.kl, block)[:, -1].mean()
+        cells = (label(method, coefficient), _with_interval(estimate), paired, f"{fall.peak:+.2f}", drop, f"{kl:.1f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _with_interval(estimate: Estimate) -> str:
+    return f"{estimate.mean:+.2f} [{estimate.low:+.2f}, {estimate.high:+.2f}]"
 
 
 def report(
@@ -164,7 +186,7 @@ def report(
     rows.append(row("Pearson(U, |proxy − gold|) of update means along PPO", "", along))
     rows.append(row("Pearson(U, |proxy − gold|) of single responses along PPO", "", plain.sample_correlation))
     rows.append(row("Pearson(ensemble s.d., |proxy − gold|) of update means along PPO", "", spread))
-    uncertainty_figure(blocks(plain.uncertainty, block), blocks(plain.gap, block), figures / "uncertainty.png")
+    uncertainty_figure(plain.uncertainty, plain.gap, figures / "uncertainty.png")
     for name, curve in best_of_n.items():
         rows.append(row(f"best of {curve['n'][-1]:,}, {name}: gold", "s.d.", curve["gold"][:, -1]))
         distance = np.tile(np.sqrt(curve["kl"]), (seeds, 1))

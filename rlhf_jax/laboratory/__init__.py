@@ -1,4 +1,4 @@
-"""The over-optimisation laboratory: train policies on reward models that are wrong in places, and see what the gold reward says.
+"""The over-optimisation laboratory: train policies on reward models that are wrong in places, and ask the gold reward.
 
 The way of a study, one module a stage:
 

@@ -1,4 +1,4 @@
-"""A gold reward that is itself a model, as in Gao et al. 2022 (2210.10760): larger than the proxies, with many clean labels."""
+"""A gold reward that is itself a model (Gao et al. 2022, 2210.10760): larger than the proxies, on many clean labels."""
 
 from collections.abc import Callable
 
@@ -30,14 +30,14 @@ def neural_gold(options: Options, setting: Setting, key: jax.Array) -> Callable[
     Returns:
         A gold reward as `World.gold`: `(prompts, responses, mask) -> float64 [N]`.
     """
-    compare_key, trunk_key, model_key = jax.random.split(key, 3)
+    compare_key, trunk_key, model_key, order_key = jax.random.split(key, 4)
     config, count = tiny_model(2, 2 * options.width), LABELS_PER_PROXY_LABEL * options.pairs
     data = compare(setting, compare_key, count, 0.0, np.random.default_rng(options.seed + 3))
     trunk = fine_tune(config, trunk_key[None], options.sft_steps, options.seed + 4)["trunk"]
     algorithm = reward_modeling(config, adam(1e-3))
     start = algorithm.init(model_key, {"trunk": jax.tree.map(lambda leaf: leaf[0], trunk)})
     state, _ = jax.jit(lambda state, data, order: fit(algorithm.update, state, data, order))(
-        start, data, epoch_orders(model_key, count, BATCH, EPOCHS)
+        start, data, epoch_orders(order_key, count, BATCH, EPOCHS)
     )
     score, chunk = jax.jit(reward_scorer(config)), 4096
 

@@ -5,6 +5,12 @@ from pathlib import Path
 from typing import Literal
 
 METHODS = ("PPO", "mean", "WCO", "UWO", "AdvPO", "sample-wise")
+COUNTS = (
+    *("members", "pairs", "updates", "rollouts", "report_every", "epochs", "minibatches", "response_length"),
+    *("longest_prompt", "held_out", "policy_layers", "width", "reward_layers", "sft_steps", "reward_epochs"),
+    "reward_batch",
+)
+"""Options that are at least 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +24,8 @@ class Options:
         strict: exit with 1 when a check fails.
         policy: Hugging Face folder of a pretrained policy; None: the built-in world.
         prompts: JSONL file with a column `prompt`, for a pretrained policy.
-        sentiment: JSONL file with columns `text` and `label` (1 positive), from which the gold reward of a pretrained policy's
-            world is learned.
+        sentiment: JSONL file with columns `text` and `label` (1 positive), from which the gold reward of a pretrained
+            policy's world is learned.
         gold: of the built-in world, the "rubric" itself, or a "neural" reward model trained on many labels of it.
         seed: first seed; everything random follows from it.
         seeds: number of independent repetitions: comparisons, label noise, reward models and PPO.
@@ -39,7 +45,7 @@ class Options:
         learning_rate: of PPO, policy and value net together.
         epochs: PPO passes over a rollout.
         minibatches: PPO optimiser steps a pass.
-        value_net: a value net with a "separate" trunk (of a reward model's shape), or a head on the policy's ("shared").
+        value_net: a value net with a "separate" trunk (of a reward model's shape), or a head on the policy's, "shared".
         response_length: longest response of a pretrained policy, in tokens.
         longest_prompt: for a pretrained policy, prompts of more tokens are dropped and counted; None keeps all.
         best_of_n: answers a held-out prompt for best-of-n (the largest n); 0 leaves it out.
@@ -95,6 +101,9 @@ class Options:
 
 def check_options(options: Options) -> None:
     """Refuses options that cannot work, before anything is computed."""
+    for name in COUNTS:
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise ValueError(f"{name.replace('_', '-')} is {getattr(options, name)}; give at least 1.")
     unknown = [method for method in options.methods if method not in METHODS]
     if unknown or not options.methods:
         raise ValueError(f"methods are {options.methods}; choose some of {', '.join(METHODS)}.")
@@ -116,6 +125,16 @@ def check_options(options: Options) -> None:
         raise ValueError(
             f"report-every {options.report_every} does not divide updates {options.updates}; choose a divisor."
         )
+    if options.rollouts % options.minibatches:
+        raise ValueError(
+            f"minibatches {options.minibatches} does not divide rollouts {options.rollouts}; choose a divisor."
+        )
+    if options.pairs < options.reward_batch:
+        raise ValueError(f"reward-batch {options.reward_batch} is more than pairs {options.pairs}; give fewer.")
+    if options.best_of_n in (1, 2) or options.best_of_n < 0:
+        raise ValueError(f"best-of-n is {options.best_of_n}; give 0 to leave it out, or at least 3 for a curve.")
+    if options.policy is not None and options.gold == "neural":
+        raise ValueError("--gold neural is of the built-in world; leave out --policy, or use --gold rubric.")
     if options.policy is not None and (options.prompts is None or options.sentiment is None):
         raise ValueError("--policy needs --prompts FILE.jsonl and --sentiment FILE.jsonl as well.")
     if options.policy is None and (options.preset == "real" or options.prompts or options.sentiment):

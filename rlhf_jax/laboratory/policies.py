@@ -1,6 +1,5 @@
 """Pushing on the proxies: best-of-n, and PPO on every reward rule, KL coefficient and seed as lanes of one program."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -98,9 +97,10 @@ def rule_state(options: Options, method: jax.Array, proxies: Proxies) -> SelectS
 def make_lane(options: Options, setting: Setting, key: jax.Array):
     """The two functions of one lane: `start(lane, …)` and `advance((lane, state), …)`.
 
-    `start(lane, policy, value_trunk, proxies) -> (lane, state)`; `advance((lane, state), prompts, proxies) -> ((lane, state), history)`
-    makes `report_every` updates. A lane is `{"method", "kl_coefficient", "seed"}` of scalars. Everything random depends on its seed and on the update alone, so
-    that methods are compared on the same prompts and the same sampling noise.
+    `start(lane, policy, value_trunk, proxies) -> (lane, state)`;
+    `advance((lane, state), prompts, proxies) -> ((lane, state), history)` makes `report_every` updates.
+    A lane is `{"method", "kl_coefficient", "seed"}` of scalars. Everything random depends on its seed and on the
+    update alone, so that methods are compared on the same prompts and the same sampling noise.
 
     Args:
         options: of the study.
@@ -165,13 +165,13 @@ def make_lane(options: Options, setting: Setting, key: jax.Array):
 
 def train_policies(
     options: Options, setting: Setting, proxies: Proxies, key: jax.Array, metrics: MetricsWriter
-) -> tuple[dict[str, Any], Params, float]:
+) -> tuple[dict[str, Any], Params]:
     """PPO on every lane at once: one program, called once for every `report_every` updates.
 
     Returns:
-        The history, [lanes, updates, …]: "rows" (training prompts), "tokens", "mask", "proxy", "spread" and "uncertainty" of every
-        response (the last three in standard deviations of the lead score under the initial policy), and "metrics"; the trained
-        policies [lanes, …]; and the seconds that compilation took.
+        The history, [lanes, updates, …]: "rows" (training prompts), "tokens", "mask", "proxy", "spread" and
+        "uncertainty" of every response (the last three in standard deviations of the lead score under the initial
+        policy), and "metrics"; and the trained policies [lanes, …].
 
     Raises:
         ValueError: a reward became NaN; what was written until then stays.
@@ -182,13 +182,11 @@ def train_policies(
         "kl_coefficient": jnp.array([lane["kl_coefficient"] for lane in table], jnp.float32),
         "seed": jnp.array([lane["seed"] for lane in table], jnp.int32),
     }
-    began = time.monotonic()
     start, advance = make_lane(options, setting, key)
     value_trunk = jax.tree.map(lambda leaf: leaf[0], setting.trunks)
     carry = jax.jit(over_lanes(start))(lanes, setting.policy, value_trunk, proxies)
     shared = (setting.world.prompts, proxies)
     program = jax.jit(over_lanes(advance), donate_argnums=0).lower(carry, *shared).compile()
-    compile_seconds = time.monotonic() - began
 
     history = []
     with ProgressReport(f"PPO, {len(table)} lanes", options.updates) as progress:
@@ -203,4 +201,4 @@ def train_policies(
             shown = {"KL of PPO": plain["objective/kl"], "its proxy reward": plain["rewards/proxy"]}
             progress.advance(shown, options.report_every)
     whole = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *history)
-    return whole, carry[1].algorithm.params["policy"], compile_seconds
+    return whole, carry[1].algorithm.params["policy"]

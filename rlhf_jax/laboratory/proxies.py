@@ -41,7 +41,7 @@ class Proxies(NamedTuple):
 
 
 def compare(setting: Setting, key: jax.Array, count: int, noise: float, rng: np.random.Generator) -> PreferenceBatch:
-    """Pairs of responses of the initial policy, the one with more gold chosen except where label noise turns that round.
+    """Pairs of responses of the initial policy: the one with more gold chosen, unless label noise turns that round.
 
     Args:
         setting: where.
@@ -99,9 +99,7 @@ def train_members(options: Options, setting: Setting, pools: PreferenceBatch, ke
     return jax.tree.map(lambda leaf: leaf.reshape(seeds, members, *leaf.shape[1:]), params)
 
 
-def prepare(
-    options: Options, setting: Setting, members: Params, pools: PreferenceBatch, initial: Sequences
-) -> Proxies:
+def prepare(options: Options, setting: Setting, members: Params, pools: PreferenceBatch, initial: Sequences) -> Proxies:
     """Offsets, geometries, radii and reference scores of all seeds.
 
     Args:

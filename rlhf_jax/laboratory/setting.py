@@ -1,4 +1,4 @@
-"""Where a study takes place: the world, the policy that starts in it, and the trunks that its reward models start from."""
+"""Where a study takes place: the world, the policy that starts in it, and the trunks its reward models start from."""
 
 from typing import Any, NamedTuple
 
@@ -105,6 +105,11 @@ def text_setting(options: Options) -> Setting:
     print(f"gold: sentiment of reviews, accuracy {gold.accuracy:.3f} on {gold.held_out} held-out rows")
     length, context = options.response_length, policy_config.context_length
     world = text_world(options.prompts, tokenizer, gold, length, context, options.held_out, options.longest_prompt)
+    if len(world.prompts.tokens) > options.pairs:
+        raise ValueError(
+            f"{len(world.prompts.tokens)} training prompts need as many comparisons, for a reference response each; "
+            f"give --pairs {len(world.prompts.tokens)} or more, or fewer prompts."
+        )
     return Setting(
         world=world,
         sampling=sampling_of(world),

@@ -18,8 +18,8 @@ class EnsembleParams:
 
     Attributes:
         members: a reward-model tree whose leaves have the M members on axis 0.
-        offset: mean score of each member on reference samples, float32 [M] (a Bradley-Terry reward is free up to a constant a
-            member, so minima and variances over members mean nothing before it is fixed).
+        offset: mean score of each member on reference samples, float32 [M] (a Bradley-Terry reward is free up to a
+            constant a member, so minima and variances over members mean nothing before it is fixed).
     """
 
     members: Params
@@ -27,7 +27,7 @@ class EnsembleParams:
 
 
 def reward_scorer(config: ModelConfig, features: Literal["final_norm", "pre_norm"] = "final_norm"):
-    """A scorer of one reward model: `score(params, tokens, mask) -> Score(mean, features)`, r = e . phi + c in float32."""
+    """One model's scorer: `score(params, tokens, mask) -> Score(mean, features)`, r = e . phi + c in float32."""
 
     def score(params: Params, tokens: Int[Array, "B S"], mask: Bool[Array, "B S"]) -> Score:
         vectors = reward_features(config, params["trunk"], tokens, mask, features)
@@ -46,8 +46,9 @@ def ensemble_scorer(
     Args:
         config: shape of the members' trunks.
         features: what the reward heads read.
-        lead: the member whose score is `mean` and whose features are returned, so that single-model rules and ensemble rules can
-            be compared on one Score; None: `mean` is the ensemble's average and there are no features.
+        lead: the member whose score is `mean` and whose features are returned, so that single-model rules and
+            ensemble rules can be compared on one Score; None: `mean` is the ensemble's average and there are no
+            features.
     """
     member_scorer = reward_scorer(config, features)
 
@@ -76,6 +77,6 @@ def check_rewards(rewards: np.ndarray | Array, source: str = "the reward") -> No
     if len(bad):
         row = int(bad[0, 0])
         raise ValueError(
-            f"{source} returned {values[tuple(bad[0])]} for row {row} ({len(bad)} of {values.size} values are not finite); "
-            "mend it, or leave out that row."
+            f"{source} returned {values[tuple(bad[0])]} for row {row} ({len(bad)} of {values.size} values are not "
+            "finite); mend it, or leave out that row."
         )

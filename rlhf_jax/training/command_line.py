@@ -1,7 +1,9 @@
 """The command line of an experiment: a frozen dataclass becomes options, and named presets become their defaults."""
 
+import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rlhf_jax.training.run_folder import failed_checks
@@ -44,7 +46,7 @@ def run(main: Callable[[Any], dict], presets: Mapping[str, Any], description: st
         config = parse(presets, description, sys.argv[1:])
         result = main(config)
     except ValueError as error:
-        if error.__traceback__ is not None and _raised_by_us(error):
+        if _raised_by_us(error, main):
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
         raise
@@ -52,10 +54,10 @@ def run(main: Callable[[Any], dict], presets: Mapping[str, Any], description: st
         raise SystemExit(1)
 
 
-def _raised_by_us(error: ValueError) -> bool:
-    """Whether the error was raised by this package or its experiments, and so speaks to the user."""
+def _raised_by_us(error: ValueError, main: Callable[..., Any]) -> bool:
+    """Whether the error was raised in this package or in the experiment's file, and so speaks to the user."""
     step = error.__traceback__
     while step.tb_next is not None:
         step = step.tb_next
-    file = step.tb_frame.f_code.co_filename
-    return "rlhf_jax" in file or "experiments" in file
+    file = Path(step.tb_frame.f_code.co_filename).resolve()
+    return Path(__file__).resolve().parents[1] in file.parents or file == Path(inspect.getfile(main)).resolve()

@@ -203,6 +203,8 @@ def print_summary(result: Mapping[str, Any]) -> None:
     from rich.text import Text
 
     console = Console()
+    if not console.is_terminal:  # a file or a pipe is as wide as the table
+        console = Console(width=140)
     seconds, device = result["seconds"], result["device"]
     title = (
         f"{result['experiment']}: {_number(seconds['total'])} s, of which {_number(seconds['compile'])} s compiling, "

@@ -1,0 +1,31 @@
+"""The lanes measurement at a tiny size."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "lanes.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    specification = importlib.util.spec_from_file_location("lanes_experiment", SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_it_measures_one_seed_and_several_and_nothing_compiles_after_the_first_call(script, tmp_path):
+    result = script.main(script.Config(out=tmp_path / "run", seeds=2, updates=1, calls=1))
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == result
+    assert len(result["rows"]) == 9
+    assert all(row["mean"] > 0 for row in result["rows"])
+    assert [check["pass"] for check in result["checks"]] == [True]
+
+
+def test_one_seed_is_refused(script, tmp_path):
+    with pytest.raises(ValueError, match="at least 2 seeds"):
+        script.main(script.Config(out=tmp_path / "run", seeds=1))
+    assert not (tmp_path / "run").exists()

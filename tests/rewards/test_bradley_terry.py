@@ -1,0 +1,112 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.heads import init_reward_model
+from rlhf_jax.rewards.bradley_terry import EnsembleParams, check_rewards, ensemble_scorer, reward_scorer
+from rlhf_jax.rewards.ensemble import member_offset, uncertainty_weighted, worst_case
+
+CONFIG = ModelConfig(
+    vocab_size=12,
+    width=8,
+    layers=1,
+    heads=2,
+    key_value_heads=1,
+    feed_forward_width=12,
+    context_length=16,
+    initializer_range=0.5,
+)
+LENGTHS = jnp.array([7, 2, 5, 1])
+MASK = jnp.arange(7)[None] < LENGTHS[:, None]
+TOKENS = jax.random.randint(jax.random.key(0), (4, 7), 1, 12, jnp.int32)
+
+
+@pytest.fixture(scope="module")
+def members():
+    return jax.vmap(lambda key: init_reward_model(CONFIG, key))(jax.random.split(jax.random.key(1), 3))
+
+
+def member(members, place: int):
+    return jax.tree.map(lambda leaf: leaf[place], members)
+
+
+@pytest.mark.parametrize("features", ["final_norm", "pre_norm"])
+def test_the_score_is_rebuilt_from_features_head_and_bias(members, features):
+    params = member(members, 0)
+    params = {**params, "head": {**params["head"], "bias": jnp.float32(0.75)}}
+    score = reward_scorer(CONFIG, features)(params, TOKENS, MASK)
+    head = np.asarray(params["head"]["kernel"], np.float64)
+    np.testing.assert_allclose(score.mean, np.asarray(score.features, np.float64) @ head + 0.75, rtol=1e-5, atol=1e-6)
+    assert score.mean.dtype == score.features.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("features", ["final_norm", "pre_norm"])
+@pytest.mark.parametrize(("left", "right"), [(0, 0), (0, 4), (4, 0), (3, 2)])
+def test_padding_does_not_matter(members, features, left, right):
+    scorer = jax.jit(reward_scorer(CONFIG, features))
+    expected = scorer(member(members, 0), TOKENS, MASK)
+    widths = ((0, 0), (left, right))
+    tokens = jnp.pad(jnp.where(MASK, TOKENS, 9), widths, constant_values=9)
+    found = scorer(member(members, 0), tokens, jnp.pad(MASK, widths))
+    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.features, expected.features, rtol=1e-4, atol=1e-5)
+
+
+def test_an_ensemble_is_a_loop_over_its_members(members):
+    params = EnsembleParams(members=members, offset=jnp.array([0.5, -1.0, 0.0]))
+    score = jax.jit(ensemble_scorer(CONFIG))(params, TOKENS, MASK)
+    each = [reward_scorer(CONFIG)(member(members, m), TOKENS, MASK).mean - params.offset[m] for m in range(3)]
+    np.testing.assert_allclose(score.members, np.stack(each), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(score.mean, np.mean(each, axis=0), rtol=1e-4, atol=1e-5)
+    assert score.features is None
+
+
+@pytest.mark.parametrize("lead", [0, 2])
+def test_the_lead_member_gives_mean_and_features(members, lead):
+    params = EnsembleParams(members=members, offset=jnp.array([0.5, -1.0, 0.25]))
+    score = jax.jit(ensemble_scorer(CONFIG, lead=lead))(params, TOKENS, MASK)
+    alone = reward_scorer(CONFIG)(member(members, lead), TOKENS, MASK)
+    np.testing.assert_allclose(score.mean, alone.mean - params.offset[lead], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(score.features, alone.features, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(score.mean, score.members[lead])
+
+
+def test_a_constant_added_to_a_member_changes_nothing_once_offsets_are_fixed_on_reference_samples(members):
+    head = members["head"]
+    shifted = {**members, "head": {**head, "bias": head["bias"] + jnp.array([3.0, -7.0, 0.0])}}
+    scorer = jax.jit(ensemble_scorer(CONFIG))
+    reference = TOKENS[::-1]
+
+    def centred(stack):
+        raw = scorer(EnsembleParams(members=stack, offset=jnp.zeros(3)), reference, MASK[::-1])
+        return scorer(EnsembleParams(members=stack, offset=member_offset(raw.members)), TOKENS, MASK)
+
+    found, expected = centred(shifted), centred(members)
+    np.testing.assert_allclose(found.members, expected.members, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.members.mean(axis=1), 0.0, atol=1e-5)  # here the samples are the reference's
+    for rule in (worst_case(), uncertainty_weighted()):
+        state = rule.init() if rule.init.__code__.co_argcount == 0 else rule.init(0.5)
+        np.testing.assert_allclose(
+            rule.apply(found, None, state)[0], rule.apply(expected, None, state)[0], rtol=1e-4, atol=1e-4
+        )
+
+
+def test_the_order_of_sequences_does_not_matter(members):
+    params = EnsembleParams(members=members, offset=jnp.zeros(3))
+    scorer = jax.jit(ensemble_scorer(CONFIG))
+    found, expected = scorer(params, TOKENS[::-1], MASK[::-1]), scorer(params, TOKENS, MASK)
+    np.testing.assert_allclose(found.members[:, ::-1], expected.members, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_reward_that_is_not_finite_is_an_error_that_names_its_row(bad):
+    rewards = np.array([0.5, 1.0, bad, 2.0, bad])
+    with pytest.raises(ValueError, match=r"the judge returned -?(nan|inf) for row 2 \(2 of 5 values are not finite\)"):
+        check_rewards(rewards, "the judge")
+    by_token = np.zeros((3, 4))
+    by_token[1, 3] = bad
+    with pytest.raises(ValueError, match="for row 1"):
+        check_rewards(by_token)
+    check_rewards(jnp.array([0.0, -1.5]))
