@@ -76,7 +76,7 @@ class Options:
     label_noise: float = 0.25
     features: Literal["final_norm", "pre_norm"] = "pre_norm"
     uwo_coefficient: float = 0.5
-    advpo_multiple: float = 0.1
+    advpo_multiple: float = 1.0
     advpo_value: float | None = None
     regularisation: float = 1.0
     updates: int = 60
