@@ -48,9 +48,11 @@ PRESETS = {
         best_of_n=0,
         longest_prompt=28,
         value_net="shared",
-        learning_rate=7e-5,
-        reward_learning_rate=3e-4,
+        updates=40,
+        learning_rate=5e-5,
+        reward_learning_rate=1e-3,
         reward_epochs=2,
+        reward_batch=32,
     ),
 }
 
