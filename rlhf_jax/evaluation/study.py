@@ -79,7 +79,8 @@ def fit_rows(name: str, fit: Any, distance: np.ndarray, gold: np.ndarray, seed: 
     """Rows of alpha, beta, peak distance (bootstrap intervals over seeds) and R² of a scaling law, and the fit."""
     whole = fit(distance.mean(axis=0), gold.mean(axis=0))
     intervals = bootstrap_fit(fit, distance, gold, n=500, rng=np.random.default_rng(seed))
-    units = {"alpha": "s.d. / √nat", "beta": "s.d. / √nat", "peak_distance": "√nat"}
+    beta_unit = "s.d. / nat" if whole.form == "best_of_n" else "s.d. / √nat"
+    units = {"alpha": "s.d. / √nat", "beta": beta_unit, "peak_distance": "√nat"}
     rows = [
         _interval_row(f"{name}: {part.replace('_', ' ')}", units[part], intervals[part], len(gold)) for part in units
     ]

@@ -6,7 +6,7 @@ _EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 class CompileClock:
-    """Counts compilations from its creation on, in the whole process (programs read from the persistent cache count too).
+    """Counts compilations from its creation on, process-wide; programs read from the persistent cache count too.
 
     Attributes:
         programs: number of programs compiled.

@@ -56,7 +56,7 @@ def test_a_gold_reward_that_is_not_finite_is_refused(setting, bad):
         return np.where(np.arange(len(prompts)) == 3, bad, 0.0)
 
     broken = setting._replace(world=setting.world._replace(gold=gold))
-    with pytest.raises(ValueError, match="the gold reward returned (nan|inf) for row 3"):
+    with pytest.raises(ValueError, match=r"the gold reward returned (nan|inf) for row 3"):
         compare(broken, jax.random.key(0), 8, 0.0, np.random.default_rng(0))
 
 
