@@ -55,6 +55,8 @@ def curves_of(
 def samples(options: Options, world: World, history: dict[str, Any], gold: np.ndarray, count: int = 8) -> str:
     """Markdown tables of what plain PPO wrote at first, its best texts, and its hackiest ones at the end.
 
+    The last two tables take equally many texts of every seed: each seed's reward model has a hack of its own.
+
     Args:
         options: of the study, whose first lanes are plain PPO at the first KL coefficient.
         world: which reads tokens as text.
@@ -77,18 +79,20 @@ def samples(options: Options, world: World, history: dict[str, Any], gold: np.nd
         return "\n".join(lines)
 
     def top(value: np.ndarray, first_update: int) -> list[tuple[int, ...]]:
-        """Where `value` [seeds, updates, B] is largest from an update on, no text twice."""
+        """Where `value` [seeds, updates, B] is largest from an update on: equally many places of every seed, no text twice."""
         seen, chosen = set(), []
-        for flat in np.argsort(-value[:, first_update:].reshape(-1), kind="stable"):
-            seed, update, response = np.unravel_index(flat, value[:, first_update:].shape)
-            place = (int(seed), int(update) + first_update, int(response))
-            text = history["tokens"][place].tobytes()
-            if text not in seen:
-                seen.add(text)
-                chosen.append(place)
-            if len(chosen) == count:
-                break
-        return chosen
+        for seed in range(options.seeds):
+            wanted = len(chosen) + -(-count // options.seeds)
+            for flat in np.argsort(-value[seed, first_update:].reshape(-1), kind="stable"):
+                update, response = np.unravel_index(flat, value[seed, first_update:].shape)
+                place = (seed, int(update) + first_update, int(response))
+                text = history["tokens"][place].tobytes()
+                if text not in seen:
+                    seen.add(text)
+                    chosen.append(place)
+                if len(chosen) == wanted:
+                    break
+        return sorted(chosen, key=lambda place: -value[place])[:count]
 
     return "\n\n".join(
         [
