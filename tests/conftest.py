@@ -20,6 +20,8 @@ install_import_hook("rlhf_jax", "beartype.beartype")
 
 jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
+# Compiling is most of the time of these tests, running what was compiled next to nothing.
+jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update(
