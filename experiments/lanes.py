@@ -72,18 +72,22 @@ def fresh_setting(options: Options, key: jax.Array) -> Setting:
 
 
 def fresh_proxies(options: Options, setting: Setting, key: jax.Array) -> Proxies:
-    """Untrained reward models with a round geometry."""
-    seeds, width, prompts = options.seeds, options.width, len(setting.world.prompts.tokens)
-    keys = jax.random.split(key, (seeds, options.members))
-    members = jax.vmap(jax.vmap(lambda key: init_reward_model(setting.reward_config, key)))(keys)
-    return Proxies(
-        ensembles=EnsembleParams(members=members, offset=jnp.zeros((seeds, options.members))),
-        geometry=Geometry(cholesky=jnp.tile(jnp.eye(width), (seeds, 1, 1))),
-        radius=jnp.ones(seeds),
-        mean_uncertainty=jnp.zeros(seeds),
-        spread=jnp.ones(seeds),
-        reference=Score(mean=jnp.zeros((seeds, prompts)), features=jnp.zeros((seeds, prompts, width))),
-    )
+    """Untrained reward models of every seed, with a round geometry."""
+    width, prompts = options.width, len(setting.world.prompts.tokens)
+
+    def one_seed(key: jax.Array) -> Proxies:
+        keys = jax.random.split(key, options.members)
+        members = jax.vmap(lambda key: init_reward_model(setting.reward_config, key))(keys)
+        return Proxies(
+            ensembles=EnsembleParams(members=members, offset=jnp.zeros(options.members)),
+            geometry=Geometry(cholesky=jnp.eye(width)),
+            radius=jnp.ones(()),
+            mean_uncertainty=jnp.zeros(()),
+            spread=jnp.ones(()),
+            reference=Score(mean=jnp.zeros(prompts), features=jnp.zeros((prompts, width))),
+        )
+
+    return jax.vmap(one_seed)(jax.random.split(key, options.seeds))
 
 
 def measure(options: Options, rule: str, calls: int, key: jax.Array) -> tuple[float, np.ndarray, int]:

@@ -125,7 +125,10 @@ def main(options: Options) -> dict:
     stage("scoring the stored generations with the gold reward")
     study, gold = curves_of(options, world, scale, history)
     np.savez_compressed(
-        folder.path / "history.npz", gold=gold, proxy=history["proxy"], kl=history["metrics"]["objective/kl"]
+        folder.path / "history.npz",
+        gold=gold,
+        kl=history["metrics"]["objective/kl"],
+        **{name: history[name] for name in ("rows", "tokens", "mask", "proxy", "spread", "uncertainty")},
     )
     text = samples(options, world, history, gold)
     (folder.path / "samples.md").write_text(text + "\n", encoding="utf-8")

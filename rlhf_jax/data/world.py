@@ -15,7 +15,7 @@ import numpy as np
 from rlhf_jax.data.prompts import read_prompts, render
 from rlhf_jax.data.synthetic.rubric import gold_reward
 from rlhf_jax.data.synthetic.vocabulary import VOCABULARY
-from rlhf_jax.data.synthetic.writer import RESPONSE_LENGTH, sample_prompts
+from rlhf_jax.data.synthetic.writer import RESPONSE_LENGTH
 from rlhf_jax.types import Prompts
 
 
@@ -25,7 +25,7 @@ class World(NamedTuple):
     Attributes:
         name: what to call it in tables and figures.
         prompts: prompts that policies and reward models are trained on.
-        held_out: prompts that only best-of-n and final evaluations see.
+        held_out: prompts that only best-of-n sees.
         response_length: the longest response, in tokens.
         stop_tokens: ids that end a response.
         pad_token: id written after the end.
@@ -49,8 +49,23 @@ def take_prompts(prompts: Prompts, rows: Any) -> Prompts:
 
 
 def builtin_world(prompts: int, held_out: int, seed: int) -> World:
-    """The built-in world with its gold rubric: `prompts` training prompts and `held_out` others, drawn with `seed`."""
-    tokens = jnp.asarray(sample_prompts(np.random.default_rng(seed), prompts + held_out))
+    """The built-in world with its gold rubric.
+
+    Args:
+        prompts: number of training prompts, drawn with replacement from those that are not held out.
+        held_out: number of prompts to hold out, all different, of the 384 that there are.
+        seed: of both draws.
+
+    Raises:
+        ValueError: no prompt would be left to train on.
+    """
+    rng, words = np.random.default_rng(seed), VOCABULARY
+    parts = (words.nouns.ravel(), words.adjectives.ravel(), (words.brief_id, words.long_id), (words.separator_id,))
+    distinct = rng.permutation(np.stack(np.meshgrid(*parts, indexing="ij"), axis=-1).reshape(-1, len(parts)))
+    if held_out >= len(distinct):
+        raise ValueError(f"held-out is {held_out}, but the built-in world has {len(distinct)} prompts; hold out fewer.")
+    rows = np.concatenate([rng.integers(held_out, len(distinct), prompts), np.arange(held_out)])
+    tokens = jnp.asarray(distinct[rows], jnp.int32)
     every = Prompts(tokens=tokens, mask=jnp.ones(tokens.shape, bool), index=jnp.arange(len(tokens), dtype=jnp.int32))
 
     def read(prompt_tokens, prompt_mask, response_tokens, response_mask) -> list[tuple[str, str]]:

@@ -78,7 +78,9 @@ def _number_row(name: str, unit: str, value: float, n: int) -> dict[str, Any]:
 def fit_rows(name: str, fit: Any, distance: np.ndarray, gold: np.ndarray, seed: int) -> tuple[list[dict], ScalingFit]:
     """Rows of alpha, beta, peak distance (bootstrap intervals over seeds) and R² of a scaling law, and the fit."""
     whole = fit(distance.mean(axis=0), gold.mean(axis=0))
-    intervals = bootstrap_fit(fit, distance, gold, n=500, rng=np.random.default_rng(seed))
+    intervals = bootstrap_fit(
+        lambda d, r: fit(d.mean(axis=0), r.mean(axis=0)), distance, gold, n=500, rng=np.random.default_rng(seed)
+    )
     beta_unit = "s.d. / nat" if whole.form == "best_of_n" else "s.d. / √nat"
     units = {"alpha": "s.d. / √nat", "beta": beta_unit, "peak_distance": "√nat"}
     rows = [
@@ -184,9 +186,15 @@ def report(
     plain = study["PPO", coefficients[0]]
     along = np.array([pearson(u, gap) for u, gap in zip(plain.uncertainty, plain.gap, strict=True)])
     spread = np.array([pearson(s, gap) for s, gap in zip(plain.spread, plain.gap, strict=True)])
-    rows.append(row("Pearson(U, |proxy − gold|) of update means along PPO", "", along))
-    rows.append(row("Pearson(U, |proxy − gold|) of single responses along PPO", "", plain.sample_correlation))
-    rows.append(row("Pearson(ensemble s.d., |proxy − gold|) of update means along PPO", "", spread))
+    for name, values in (
+        ("Pearson(U, |proxy − gold|) of update means along PPO", along),
+        ("Pearson(U, |proxy − gold|) of single responses along PPO", plain.sample_correlation),
+        ("Pearson(ensemble s.d., |proxy − gold|) of update means along PPO", spread),
+    ):
+        if np.isfinite(values).all():
+            rows.append(row(name, "", values))
+        else:
+            print(f"{name}: not defined, because one side does not vary")
     uncertainty_figure(plain.uncertainty, plain.gap, figures / "uncertainty.png")
     for name, curve in best_of_n.items():
         rows.append(row(f"best of {curve['n'][-1]:,}, {name}: gold", "s.d.", curve["gold"][:, -1]))

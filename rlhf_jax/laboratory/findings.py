@@ -79,7 +79,7 @@ def samples(options: Options, world: World, history: dict[str, Any], gold: np.nd
         return "\n".join(lines)
 
     def top(value: np.ndarray, first_update: int) -> list[tuple[int, ...]]:
-        """Where `value` [seeds, updates, B] is largest from an update on: equally many places of every seed, no text twice."""
+        """Where `value` [seeds, updates, B] is largest from an update on: as many of every seed, no text twice."""
         seen, chosen = set(), []
         for seed in range(options.seeds):
             wanted = len(chosen) + -(-count // options.seeds)

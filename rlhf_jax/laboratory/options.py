@@ -38,7 +38,8 @@ class Options:
         uwo_coefficient: weight of the variance in UWO.
         advpo_multiple: the squared radius B of AdvPO and sample-wise as a multiple of its statistical scale.
         advpo_value: B itself; then `advpo_multiple` is not used.
-        regularisation: lambda of the last-layer geometry, in squared units of the features.
+        regularisation: lambda of the last-layer geometry, in squared units of the features; also the ridge of the
+            Fisher information in the statistical scale of B.
         updates: PPO updates.
         rollouts: responses an update.
         report_every: updates between two reports, each one call of the compiled program.
@@ -109,9 +110,11 @@ def check_options(options: Options) -> None:
         raise ValueError(f"methods are {options.methods}; choose some of {', '.join(METHODS)}.")
     if options.methods[0] != "PPO":
         raise ValueError("methods must begin with PPO, which the others are compared with.")
-    if options.members < 2 and set(options.methods) & {"UWO", "WCO", "mean"}:
+    if options.members < 2:
+        raise ValueError(f"{options.members} member is no ensemble, which has a variance; give --members 2 or more.")
+    if options.regularisation <= 0:
         raise ValueError(
-            f"{options.members} member is no ensemble: give --members 2 or more, or leave out mean, WCO, UWO."
+            f"regularisation is {options.regularisation}; give more than 0, or no geometry can be factored."
         )
     if options.seeds < 2:
         raise ValueError(f"{options.seeds} seed gives no error bars; give --seeds 2 or more.")

@@ -121,6 +121,8 @@ def make_lane(options: Options, setting: Setting, key: jax.Array):
     scorer = ensemble_scorer(setting.reward_config, options.features, lead=0)
     step = compose(algorithm, scorer, select(list(RULES.values())))
 
+    state_key, prompts_key = jax.random.split(key)
+
     def own(lane: dict, proxies: Proxies) -> Proxies:
         return jax.tree.map(lambda leaf: leaf[lane["seed"]], proxies)
 
@@ -128,7 +130,7 @@ def make_lane(options: Options, setting: Setting, key: jax.Array):
         value = {"head": init_value_head(setting.reward_config)}
         if options.value_net == "separate":
             value["trunk"] = value_trunk
-        state = algorithm.init(jax.random.fold_in(key, lane["seed"]), {"policy": policy, "value": value})
+        state = algorithm.init(jax.random.fold_in(state_key, lane["seed"]), {"policy": policy, "value": value})
         return lane, ComposedState(
             algorithm=state.replace(kl_coefficient=lane["kl_coefficient"]),
             transform=rule_state(options, lane["method"], own(lane, proxies)),
@@ -137,7 +139,7 @@ def make_lane(options: Options, setting: Setting, key: jax.Array):
     def advance(carry: tuple[dict, ComposedState], prompts: Prompts, proxies: Proxies):
         lane, state = carry
         mine = own(lane, proxies)
-        prompt_key = jax.random.fold_in(key, options.seeds + lane["seed"])
+        prompt_key = jax.random.fold_in(prompts_key, lane["seed"])
 
         def update(state: ComposedState, _: None) -> tuple[ComposedState, dict]:
             count, batch = state.algorithm.step, options.rollouts

@@ -22,6 +22,8 @@ def use_all_cores() -> None:
     Small matrix products do not spread over cores by themselves: two lanes on two devices take half the time. It
     changes nothing on other backends, or once JAX has started.
     """
+    if "JAX_NUM_CPU_DEVICES" in os.environ:  # the user has chosen
+        return
     try:
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     except (AttributeError, RuntimeError):  # no such call on this system, or JAX has started
@@ -54,7 +56,7 @@ def over_lanes(
     Args:
         function: one run; `shared` arguments are the same for all lanes.
         rule: "vmap", "map" (one lane at a time on each device) or "auto".
-        devices: devices to split the lanes over; None: all local ones.
+        devices: devices to split the lanes over; None: all local ones (on a CPU, for "vmap", the first).
 
     Returns:
         A function whose outputs have the lanes on axis 0; jit it.
@@ -64,8 +66,12 @@ def over_lanes(
         >>> double(jnp.arange(3), jnp.int32(1)).tolist()
         [1, 3, 5]
     """
-    devices = jax.local_devices() if devices is None else list(devices)
     how = choose_rule(rule)
+    if devices is None:
+        devices = jax.local_devices()
+        if how == "vmap" and jax.default_backend() == "cpu":
+            devices = devices[:1]  # vmapped lanes on several CPU devices wait for each other's threads for ever
+    devices = list(devices)
 
     def batched(lanes: Any, *shared: Any) -> Any:
         if how == "vmap":

@@ -44,6 +44,16 @@ def test_the_builtin_world_splits_its_prompts():
     assert world.stop_tokens == (VOCABULARY.eos_id,)
 
 
+def test_no_held_out_prompt_is_trained_on_and_none_is_held_out_twice():
+    world = builtin_world(2000, 40, seed=3)
+    trained, held_out = ({tuple(row) for row in part.tokens.tolist()} for part in (world.prompts, world.held_out))
+    assert len(held_out) == 40
+    assert not trained & held_out
+    assert len(trained) > 300
+    with pytest.raises(ValueError, match="384 prompts"):
+        builtin_world(10, 384, seed=0)
+
+
 def test_the_builtin_world_follows_from_its_seed():
     first, again, other = (builtin_world(20, 2, seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.prompts.tokens, again.prompts.tokens)

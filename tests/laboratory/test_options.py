@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax.laboratory.options import METHODS, Options, check_options
+from rlhf_jax.laboratory.options import Options, check_options
 
 FILE = Path("x.jsonl")
 
@@ -47,6 +47,8 @@ def test_what_cannot_work_is_refused(change, message):
         check_options(dataclasses.replace(Options(), **change))
 
 
-def test_one_member_is_enough_for_rules_that_need_no_ensemble():
-    check_options(Options(members=1, methods=("PPO", "AdvPO", "sample-wise")))
-    assert METHODS[0] == "PPO"
+def test_one_member_is_no_ensemble_and_no_regularisation_no_geometry():
+    with pytest.raises(ValueError, match="1 member is no ensemble"):
+        check_options(dataclasses.replace(Options(), members=1))
+    with pytest.raises(ValueError, match="regularisation is 0"):
+        check_options(dataclasses.replace(Options(), regularisation=0.0))
