@@ -111,7 +111,7 @@ def check_options(options: Options) -> None:
     if options.methods[0] != "PPO":
         raise ValueError("methods must begin with PPO, which the others are compared with.")
     if options.members < 2:
-        raise ValueError(f"{options.members} member is no ensemble, which has a variance; give --members 2 or more.")
+        raise ValueError(f"{options.members} member is no ensemble: give --members 2 or more.")
     if options.regularisation <= 0:
         raise ValueError(
             f"regularisation is {options.regularisation}; give more than 0, or no geometry can be factored."
