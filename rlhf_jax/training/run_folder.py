@@ -155,7 +155,7 @@ def summary(
         rows: measured numbers, each with `name`, `unit`, `mean`, `sd`, `n`, `ci95` (see `evaluation.statistics.row`).
         checks: from `check`.
         total_seconds: wall time of the run, compilation included.
-        compile_seconds: the part of it that was tracing and compilation.
+        compile_seconds: the part of it that was compilation, see `compilation.CompileClock`.
 
     Returns:
         JSON values only; NaN and infinities have become None.
