@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.heads import apply_head, reward_features
+from rlhf_jax.rewards.ensemble import centre
 from rlhf_jax.types import Params, Score
 
 
@@ -54,7 +55,7 @@ def ensemble_scorer(
 
     def score(params: EnsembleParams, tokens: Int[Array, "B S"], mask: Bool[Array, "B S"]) -> Score:
         each = jax.vmap(member_scorer, in_axes=(0, None, None))(params.members, tokens, mask)
-        members = each.mean - params.offset[:, None]
+        members = centre(each.mean, params.offset)
         if lead is None:
             return Score(mean=members.mean(axis=0), members=members)
         return Score(mean=members[lead], features=each.features[lead], members=members)
