@@ -1,14 +1,15 @@
-"""The parts of a block that look at one token at a time: norms, linear layers, the feed-forward block."""
+"""The parts that look at one token at a time: embeddings, norms, linear layers, the feed-forward block."""
 
 import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from rlhf_jax.models.adapters import adapted
 from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.partitioning import constrain
 from rlhf_jax.types import wide
 
 ACTIVATIONS = {
@@ -49,6 +50,29 @@ class Norm(nn.Module):
         if config.norm == "layer":
             y = y + vector("bias", zeros)
         return y.astype(config.dtype)
+
+
+class Table(nn.Module):
+    """A vector for every id: the embedding of tokens, or of positions.
+
+    Attributes:
+        config: the model's shape.
+        rows: number of ids.
+        axis: logical name of the axis of ids; None where it is never sharded.
+    """
+
+    config: ModelConfig
+    rows: int
+    axis: str | None
+
+    @nn.compact
+    def __call__(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
+        """The vectors of ids in the dtype of the computation."""
+        config = self.config
+        init = nn.with_logical_partitioning(nn.initializers.normal(config.initializer_range), (self.axis, "width"))
+        table = self.param("embedding", init, (self.rows, config.width), config.param_dtype).astype(config.dtype)
+        # On a mesh the width is gathered before the look-up: it is split over the same devices as the rows of a batch.
+        return jnp.take(constrain(table, self.axis, None), ids, axis=0)
 
 
 class Linear(nn.Module):
@@ -93,4 +117,5 @@ def feed_forward(config: ModelConfig, x: Float[Array, "B N D"]) -> Float[Array, 
         inner = activation(inner)
     else:
         inner = activation(Linear(config, config.feed_forward_width, inward, bias, name="gate")(x)) * inner
+    inner = constrain(inner, "batch", "tokens", "feed_forward")
     return Linear(config, config.width, outward, bias, name="down")(inner)

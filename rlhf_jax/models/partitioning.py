@@ -1,0 +1,111 @@
+"""The one table from logical axes to mesh axes, and what it means for an array.
+
+A mesh has the axes `data`, `fsdp`, `tensor`, `sequence` and `expert`. Modules name the axes of their parameters and
+activations; this table says over which mesh axes each is split. Another layout (tensor-parallel decoding, say) is
+another *shape* of the mesh over the same devices, never another table.
+
+Code that runs on a mesh is traced under `jax.set_mesh(mesh)`. Without a mesh nothing here does anything, so the same
+functions run on one device, under `vmap` and inside `shard_map`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.sharding import AxisType, PartitionSpec
+from jaxtyping import Array, Shaped
+
+MESH_AXES = ("data", "fsdp", "tensor", "sequence", "expert")
+
+RULES: dict[str, tuple[str, ...]] = {
+    # activations
+    "batch": ("data", "fsdp", "expert"),
+    "tokens": ("sequence",),
+    # parameters
+    "width": ("fsdp",),
+    # both
+    "vocabulary": ("tensor",),
+    "heads": ("tensor",),
+    "feed_forward": ("tensor",),
+    "expert": ("expert",),
+    # the stack of layers is walked by a scan: each device has its part of every layer
+    "layers": (),
+}
+"""Which mesh axes a logical axis is split over. The residual stream is split by rows and tokens, never by width: only
+parameters are, and they are gathered, layer by layer, where they are used."""
+
+
+def axes_of(name: str | None, sizes: Mapping[str, int], rules: Mapping[str, tuple[str, ...]] = RULES) -> tuple:
+    """The mesh axes, of those with more than one device, that a logical axis is split over.
+
+    Args:
+        name: a key of the table; None for an axis that is never split.
+        sizes: number of devices along each axis of the mesh, as in `mesh.shape`.
+        rules: the table.
+    """
+    return tuple(axis for axis in rules[name] if sizes.get(axis, 1) > 1) if name is not None else ()
+
+
+def partition_spec(
+    names: Sequence[str | None], sizes: Mapping[str, int], rules: Mapping[str, tuple[str, ...]] = RULES
+) -> PartitionSpec:
+    """How an array whose axes have these logical names is split over a mesh of this shape.
+
+    Args:
+        names: one logical name an axis of the array, None for one that is never split.
+        sizes: number of devices along each axis of the mesh, as in `mesh.shape`.
+        rules: the table.
+
+    Example:
+        >>> tuple(partition_spec(("layers", "width", "heads"), {"fsdp": 4, "tensor": 2}))
+        (None, 'fsdp', 'tensor')
+        >>> tuple(partition_spec(("batch", "tokens", None), {"data": 2, "fsdp": 4, "tensor": 1}))
+        (('data', 'fsdp'), None, None)
+    """
+    axes = [axes_of(name, sizes, rules) for name in names]
+    return PartitionSpec(*[part[0] if len(part) == 1 else part or None for part in axes])
+
+
+def mesh_sizes() -> dict[str, int]:
+    """Devices along each axis of the mesh that is set, as far as the compiler splits along it; empty without a mesh.
+
+    Inside `shard_map` the axes that it splits by hand are not among them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return {
+        name: size
+        for name, size, kind in zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+        if kind == AxisType.Auto
+    }
+
+
+def local_size(name: str, size: int) -> int:
+    """How much of a logical axis of this size one device of the mesh that is set holds.
+
+    Example:
+        >>> local_size("batch", 8)  # no mesh is set
+        8
+    """
+    sizes = mesh_sizes()
+    return size // math.prod(sizes[axis] for axis in axes_of(name, sizes))
+
+
+def constrain(x: Shaped[Array, "*shape"], *names: str | None) -> Shaped[Array, "*shape"]:
+    """Says how an activation is split over the mesh that is set; `x` itself where there is none.
+
+    An axis whose size its mesh axes do not divide stays whole (one token a row while decoding, say); what must divide
+    is checked beforehand, see `parallel.mesh.check_batch`.
+
+    Args:
+        x: the activation.
+        *names: one logical name an axis, None for one that is not split.
+    """
+    sizes = mesh_sizes()
+    divided = [
+        name if x.shape[place] % math.prod(sizes[axis] for axis in axes_of(name, sizes)) == 0 else None
+        for place, name in enumerate(names)
+    ]
+    spec = partition_spec(divided, sizes)
+    if math.prod(sizes.values()) == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec)
