@@ -8,12 +8,12 @@ the question.
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from rlhf_jax.data.batches import left_pad
 from rlhf_jax.data.rows import read_rows
 from rlhf_jax.data.tokenization import padding_id, text_ids
+from rlhf_jax.parallel.meetings import gathered
 from rlhf_jax.types import Prompts
 
 
@@ -73,10 +73,10 @@ def render(tokenizer: Any, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]) 
         mask: True on the tokens to decode, bool [B, T].
 
     Returns:
-        B strings; "" where nothing but special tokens is unmasked.
+        B strings, on every process; "" where nothing but special tokens is unmasked.
     """
     options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     letter = tokenizer("a", add_special_tokens=False)["input_ids"]
     start = len(tokenizer.decode(letter, **options))
-    rows = zip(np.asarray(tokens), np.asarray(mask), strict=True)
+    rows = zip(*gathered((tokens, mask)), strict=True)
     return [tokenizer.decode(letter + row[real].tolist(), **options)[start:] for row, real in rows]

@@ -3,10 +3,12 @@
 import inspect
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rlhf_jax.parallel.distributed import leave, process_count
 from rlhf_jax.training.compilation import keep_programs
 from rlhf_jax.training.run_folder import failed_checks
 
@@ -45,19 +47,22 @@ def run(main: Callable[[Any], dict], presets: Mapping[str, Any], description: st
     Compiled programs are kept on disk for the next run, see `compilation.keep_programs`.
 
     Exits with 2 on bad input or a full disk, with 130 on Ctrl-C, and with 1 on a failed check when the configuration
-    has `strict` set.
+    has `strict` set. A process of several that fails does not wait for the others, see `distributed.leave`.
     """
     try:
         config = parse(presets, description, sys.argv[1:])
         keep_programs()
         result = main(config)
-    except (ValueError, OSError) as error:
-        if _raised_by_us(error, main):
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
-        raise
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        leave(130)
+    except Exception as error:
+        if isinstance(error, ValueError | OSError) and _raised_by_us(error, main):
+            print(f"error: {error}", file=sys.stderr)
+            leave(2)
+        if process_count() == 1:
+            raise
+        traceback.print_exc()
+        leave(1)
     if getattr(config, "strict", False) and failed_checks(result):
         raise SystemExit(1)
 
@@ -82,4 +87,7 @@ def _raised_by_us(error: Exception, main: Callable[..., Any]) -> bool:
     while step.tb_next is not None:
         step = step.tb_next
     file = Path(step.tb_frame.f_code.co_filename).resolve()
-    return Path(__file__).resolve().parents[1] in file.parents or file == Path(inspect.getfile(main)).resolve()
+    return (
+        Path(__file__).resolve().parents[1] in file.parents
+        or file == Path(inspect.getfile(inspect.unwrap(main))).resolve()
+    )

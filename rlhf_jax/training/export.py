@@ -1,4 +1,7 @@
-"""What a training script leaves for others: a Hugging Face folder, and the adapter apart in PEFT's format."""
+"""What a training script leaves for others: a Hugging Face folder, and the adapter apart in PEFT's format.
+
+All processes of a run call these functions: the model is put together on the first, array by array, which writes it.
+"""
 
 import copy
 import dataclasses
@@ -11,6 +14,8 @@ from rlhf_jax.models.adapters import AdapterConfig, merge
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.huggingface import save_policy, save_reward_model
 from rlhf_jax.models.peft_folders import save_adapter
+from rlhf_jax.parallel.distributed import process_count
+from rlhf_jax.parallel.meetings import gathered, on_first
 from rlhf_jax.training.sources import Source
 from rlhf_jax.types import Params
 
@@ -31,13 +36,18 @@ def export_policy(
         base: the policy under the adapter.
         adapter: what the adapter was made with; None: there is none.
     """
-    model = trained if adapter is None else merge(base, trained, adapter)
-    save_policy(out / "model", source.config, model, source.tokenizer, source=source.folder)
-    if adapter is not None and adapter.kind in PEFT_KINDS:
-        try:
-            save_adapter(out / "adapter", trained, adapter, source.options["model_type"], str(source.folder))
-        except ValueError as error:  # a family or a projection that PEFT adapts otherwise
-            print(f"the adapter is in {out / 'model'} only, merged: {error}", flush=True)
+    model = _on_first(trained if adapter is None else merge(base, trained, adapter))
+    apart = _on_first(trained) if adapter is not None and adapter.kind in PEFT_KINDS else None
+
+    def write() -> None:
+        save_policy(out / "model", source.config, model, source.tokenizer, source=source.folder)
+        if apart is not None:
+            try:
+                save_adapter(out / "adapter", apart, adapter, source.options["model_type"], str(source.folder))
+            except ValueError as error:  # a family or a projection that PEFT adapts otherwise
+                print(f"the adapter is in {out / 'model'} only, merged: {error}", flush=True)
+
+    on_first(write, "writing the trained model")
 
 
 def export_reward_model(
@@ -58,7 +68,12 @@ def export_reward_model(
     if adapter is not None:
         trained = merge(base, trained["trunk"], adapter) | {"head": trained["head"]}
     tokenizer, config, trunk = padding_of_its_own(source.tokenizer, source.config, trained["trunk"])
-    save_reward_model(out / "model", config, trained | {"trunk": trunk}, tokenizer, source=source.folder)
+    model = _on_first(trained | {"trunk": trunk})
+
+    def write() -> None:
+        save_reward_model(out / "model", config, model, tokenizer, source=source.folder)
+
+    on_first(write, "writing the trained model")
 
 
 def padding_of_its_own(tokenizer: Any, config: ModelConfig, trunk: Params) -> tuple[Any, ModelConfig, Params]:
@@ -89,3 +104,8 @@ def padding_of_its_own(tokenizer: Any, config: ModelConfig, trunk: Params) -> tu
         embedding = jnp.pad(trunk["embed"]["embedding"], ((0, missing), (0, 0)))
         trunk = trunk | {"embed": {"embedding": embedding}}
     return tokenizer, config, trunk
+
+
+def _on_first(tree: Params) -> Params:
+    """Parameters that the first process can write; a run of one process can write what it has."""
+    return tree if process_count() == 1 else gathered(tree, everywhere=False)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from rlhf_jax.evaluation.statistics import bootstrap
+from rlhf_jax.parallel.meetings import gathered
 
 DRAWS = 2000
 
@@ -32,7 +33,7 @@ def over_rows(
         filled = places + places[-1:] * (batch_size - len(places))
         parts.append(score(collate([items[place] for place in filled])))
     back = np.argsort(order)
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[back], *jax.device_get(parts))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[back], *gathered(parts))
 
 
 def bootstrap_row(name: str, unit: str, statistic: Callable[..., Any], *arrays: np.ndarray) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlhf_jax.parallel.distributed import first_process
 from rlhf_jax.training.json_files import plain
 
 
@@ -73,10 +74,10 @@ class MetricsWriter:
 def cut_metrics(path: Path | str, step: int) -> None:
     """Takes out of a `metrics.jsonl` what was written after `step`: a resumed run will write it again.
 
-    The file is replaced whole; one that is not there is left so.
+    The file is replaced whole, by the first of several processes; one that is not there is left so.
     """
     path = Path(path)
-    if path.exists():
+    if first_process() and path.exists():
         complete, _, _ = path.read_bytes().rpartition(b"\n")
         kept = [line for line in complete.splitlines(keepends=True) if json.loads(line)["step"] <= step]
         temporary = path.with_name(f".{path.name}.new")

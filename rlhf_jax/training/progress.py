@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rlhf_jax.parallel.distributed import first_process
+
 
 class ProgressReport:
     """Reports on a loop of known length; use it in a `with` block and call `advance` once a step.
@@ -17,7 +19,7 @@ class ProgressReport:
         total: number of steps.
         seconds_between_lines: where the output is no terminal, the least time between two lines, in seconds; the last
             step is always reported.
-        console: where to report; standard output by default.
+        console: where to report; by default the standard output of the first process.
         done: steps that an earlier run has done already.
 
     Example:
@@ -38,7 +40,7 @@ class ProgressReport:
         self._description = description
         self._total = total
         self._seconds_between_lines = seconds_between_lines
-        self._console = console or Console()
+        self._console = console or Console(quiet=not first_process())
         self._done = self._done_before = done
         self._started = self._last_line = time.monotonic()
         self._bar = None

@@ -14,7 +14,7 @@ import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from typing import Any
 import jax
 
 from rlhf_jax import __version__
+from rlhf_jax.parallel.distributed import first_process
+from rlhf_jax.parallel.meetings import on_first
 from rlhf_jax.training.json_files import plain, write_json
 
 
@@ -47,6 +49,8 @@ class RunFolder:
 def create(out: Path | str | None, name: str, config: Any, overwrite: bool = False) -> RunFolder:
     """Makes the folder of a run and writes its `config.json`; call it before anything is computed.
 
+    Of several processes the first makes it, and all get it or the same error.
+
     Args:
         out: the folder; None for `runs/NAME/<time>` under the working directory.
         name: the name of the experiment.
@@ -61,6 +65,21 @@ def create(out: Path | str | None, name: str, config: Any, overwrite: bool = Fal
         ValueError: an option that JSON cannot hold, a folder that is not empty, or (with `overwrite`) that is no
             earlier run. Nothing has been changed then.
     """
+    return from_first(lambda: _create(out, name, config, overwrite), "making the folder of the run")
+
+
+def from_first(make: Callable[[], RunFolder], name: str) -> RunFolder:
+    """The folder that `make` makes or finds on the first process, on all processes; its errors too."""
+
+    def fields() -> dict[str, Any]:
+        found = make()
+        return vars(found) | {"path": str(found.path)}
+
+    known = on_first(fields, name)
+    return RunFolder(**known | {"path": Path(known["path"])})
+
+
+def _create(out: Path | str | None, name: str, config: Any, overwrite: bool) -> RunFolder:
     options = plain(config, "config", non_finite=str)
     path = Path("runs", name) if out is None else Path(out)
     earlier = [] if out is None else _contents_to_delete(path, overwrite)
@@ -83,9 +102,9 @@ def create(out: Path | str | None, name: str, config: Any, overwrite: bool = Fal
 
 
 def check_out(out: Path | str | None, overwrite: bool = False) -> None:
-    """Raises the ValueError that `create` would raise for the folder; changes nothing."""
+    """Raises the ValueError that `create` would raise for the folder, on all processes; changes nothing."""
     if out is not None:
-        _contents_to_delete(Path(out), overwrite)
+        on_first(lambda: len(_contents_to_delete(Path(out), overwrite)), "a look at the folder of the run")
 
 
 def versions() -> dict[str, str]:
@@ -195,8 +214,9 @@ CHECK_FIELDS = ("name", "value", "expected", "tolerance", "pass")
 
 
 def write_summary(folder: RunFolder, result: dict[str, Any]) -> Path:
-    """Writes `summary.json`, whole or not at all, and returns its path."""
-    return write_json(folder.path / "summary.json", result)
+    """Writes `summary.json`, whole or not at all, on the first process only, and returns its path."""
+    path = folder.path / "summary.json"
+    return write_json(path, result) if first_process() else path
 
 
 def failed_checks(result: Mapping[str, Any]) -> list[str]:

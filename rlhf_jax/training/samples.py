@@ -11,6 +11,7 @@ from jaxtyping import Int
 from rlhf_jax.data.batches import left_pad
 from rlhf_jax.data.prompts import render
 from rlhf_jax.data.tokenization import Demonstration
+from rlhf_jax.parallel.distributed import first_process
 from rlhf_jax.sampling.filters import SamplingConfig
 from rlhf_jax.sampling.generate import generate
 from rlhf_jax.sampling.stop_tokens import folder_stop_tokens
@@ -103,10 +104,10 @@ def readable(content: str | list[dict]) -> str:
 
 
 def write_samples(path: Path, title: str, samples: Sequence[Mapping[str, str]]) -> Path:
-    """Writes texts side by side as Markdown, each as it is.
+    """Writes texts side by side as Markdown, each as it is; the first of several processes does.
 
     Args:
-        path: the file.
+        path: the file; its folder is made.
         title: what the samples are.
         samples: for each sample, its texts by their headings.
 
@@ -120,5 +121,7 @@ def write_samples(path: Path, title: str, samples: Sequence[Mapping[str, str]]) 
             # A text may hold ``` itself: the fence is longer than any run of them.
             fence = "```" if "```" not in text else "`" * 12
             lines += [f"**{heading}**", "", fence, text, fence, ""]
-    path.write_text("\n".join(lines), encoding="utf-8")
+    if first_process():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join(lines), encoding="utf-8")
     return path

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from rlhf_jax.parallel.distributed import first_process
 from rlhf_jax.training.metrics import MetricsWriter
 from rlhf_jax.training.run_folder import RunFolder
 
@@ -25,13 +26,15 @@ class Sink(Protocol):
 
 
 class Sinks:
-    """Hands every step's metrics, fetched from the device once, to several sinks; use it in a `with` block."""
+    """Hands every step's metrics, fetched from the device once, to any number of sinks; use it in a `with` block."""
 
     def __init__(self, *sinks: Sink):
         self._sinks = sinks
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Records the scalars of a step by name in every sink, in the order given."""
+        if not self._sinks:
+            return
         fetched = jax.device_get(dict(metrics))
         ordered = {name: fetched[name] for name in metrics}
         for sink in self._sinks:
@@ -112,7 +115,7 @@ def check_sinks(tensorboard: bool, wandb: str | None) -> None:
 
 
 def open_sinks(folder: RunFolder, tensorboard: bool = False, wandb: str | None = None, start: int = 0) -> Sinks:
-    """Opens the sinks of a run.
+    """Opens the sinks of a run: on the first of several processes; the others write nothing.
 
     Args:
         folder: the run's folder; `metrics.jsonl` and `tensorboard/` lie there.
@@ -127,6 +130,8 @@ def open_sinks(folder: RunFolder, tensorboard: bool = False, wandb: str | None =
         ValueError: as `check_sinks`.
     """
     check_sinks(tensorboard, wandb)
+    if not first_process():
+        return Sinks()
     sinks: list[Sink] = [MetricsWriter(folder.path / "metrics.jsonl")]
     if tensorboard:
         sinks.append(_TensorBoard(folder, start))
