@@ -3,6 +3,10 @@
 - `config`: `ModelConfig`, the shape of a decoder-only transformer of any family.
 - `transformer`: the trunk: tokens in, hidden states and new cache entries out.
 - `layers`, `attention`, `rope`, `experts`: its parts, and the key-value cache.
+- `ring_attention`, `splash_attention`: attention for long contexts, and by the kernel for TPUs.
+- `partitioning`: the one table from logical axes to mesh axes; `shares`: functions of one device's share of arrays.
+- `memory`: what the backward pass keeps, and parameters that wait in the memory of the host.
+- `chunked_logprobs`: log-probabilities and entropies without logits of a whole sequence.
 - `heads`: what is read off hidden states: token logits, values, rewards; and the trees by role.
 - `adapters`: LoRA and its relatives as trees beside a frozen base; `peft_folders`: their folders in and out.
 - `huggingface`: Hugging Face folders in and out.

@@ -2,7 +2,12 @@
 
 The cache is data, not a module's variable. Blocks only *read* it: each returns the keys and values of its new tokens,
 and `write` puts those of all layers into the cache at once, so that a decoding loop updates one buffer in place.
+
+`attend` is the reference: all products of queries and keys at once. `ring_attention` and `splash_attention` compute
+the same without holding them all; what may see what is said in one place for all, `sees`.
 """
+
+from typing import NamedTuple
 
 import chex
 import jax
@@ -87,53 +92,98 @@ def positions_in_segments(segments: Int[Array, "B S"], mask: Bool[Array, "B S"])
     return jnp.maximum(upto - before - 1, 0)
 
 
+class Places(NamedTuple):
+    """Where tokens stand, which decides who sees whom.
+
+    Attributes:
+        mask: True on real tokens, bool [B, N].
+        slots: place in the row, padding and cache counted, int32 [B, N].
+        positions: place among the real tokens of the row or segment, int32 [B, N].
+        segments: which of the sequences packed into its row a token belongs to, int32 [B, N]; None: rows hold one.
+    """
+
+    mask: Bool[Array, "B N"]
+    slots: Int[Array, "B N"]
+    positions: Int[Array, "B N"]
+    segments: Int[Array, "B N"] | None = None
+
+
+def places_of(
+    mask: Bool[Array, "B N"], cache: Cache | None = None, segments: Int[Array, "B N"] | None = None
+) -> Places:
+    """Where the new tokens stand, after those of the cache if there is one.
+
+    Example:
+        >>> places = places_of(jnp.array([[False, True, True]]))
+        >>> places.slots.tolist(), places.positions.tolist()
+        ([[0, 1, 2]], [[0, 0, 1]])
+    """
+    first = 0 if cache is None else cache.mask.shape[1]
+    slots = jnp.broadcast_to(first + jnp.arange(mask.shape[1], dtype=jnp.int32), mask.shape)
+    positions = positions_of(mask, cache) if segments is None else positions_in_segments(segments, mask)
+    return Places(mask=mask, slots=slots, positions=positions, segments=segments)
+
+
 def lengths_of(positions: Int[Array, "B N"], segments: Int[Array, "B N"] | None = None) -> Int[Array, "B #N"]:
     """Length of each token's sequence (of its segment, where rows are packed) up to the last token given."""
     if segments is None:
         return positions.max(axis=-1, keepdims=True) + 1
-    return jnp.where(_same(segments), positions[:, None, :], 0).max(axis=-1) + 1
+    same = segments[:, :, None] == segments[:, None, :]
+    return jnp.where(same, positions[:, None, :], 0).max(axis=-1) + 1
 
 
-def visible(
-    mask: Bool[Array, "B N"],
-    positions: Int[Array, "B N"],
-    cache: Cache | None = None,
-    segments: Int[Array, "B N"] | None = None,
-    window: int | None = None,
-) -> Bool[Array, "B N S"]:
-    """Which slots each new token attends to: those of the cache, if there is one, then the new ones.
+def sees(queries: Places, keys: Places, window: Int[Array, ""] | int | None = None) -> Bool[Array, "B N S"]:
+    """Which of some keys each of some queries attends to.
 
     A token sees real tokens up to itself, of its own segment, and within the window: a query at position p sees the
     keys at p - window + 1 … p.
 
     Args:
-        mask: True on real new tokens.
-        positions: positions of the new tokens.
-        cache: earlier tokens; all come before the new ones.
-        segments: which packed sequence each new token belongs to.
+        queries: where the queries stand.
+        keys: where the keys stand, in the same rows.
         window: tokens that are looked back on, the token itself included; None: all.
 
     Example:
-        >>> mask, positions = jnp.ones((1, 3), bool), jnp.arange(3)[None]
-        >>> visible(mask, positions, window=2)[0].astype(int).tolist()
+        >>> places = places_of(jnp.ones((1, 3), bool))
+        >>> sees(places, places, window=2)[0].astype(int).tolist()
         [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
     """
-    new = mask.shape[1]
-    seen = jnp.tril(jnp.ones((new, new), bool))[None] & mask[:, None, :]
-    key_positions = positions
-    if segments is not None:
-        seen = seen & _same(segments)
-    if cache is not None:
-        earlier = jnp.broadcast_to(cache.mask[:, None, :], (mask.shape[0], new, cache.mask.shape[1]))
-        seen = jnp.concatenate([earlier, seen], axis=-1)
-        key_positions = jnp.concatenate([positions_of(cache.mask), positions], axis=-1)
+    seen = keys.mask[:, None, :] & (queries.slots[:, :, None] >= keys.slots[:, None, :])
+    if queries.segments is not None:
+        seen = seen & (queries.segments[:, :, None] == keys.segments[:, None, :])
     if window is not None:
-        seen = seen & (positions[:, :, None] - key_positions[:, None, :] < window)
+        seen = seen & (queries.positions[:, :, None] - keys.positions[:, None, :] < window)
     return seen
 
 
-def _same(segments: Int[Array, "B N"]) -> Bool[Array, "B N N"]:
-    return segments[:, :, None] == segments[:, None, :]
+def visible(places: Places, cache: Cache | None = None, window: int | None = None) -> Bool[Array, "B N S"]:
+    """Which slots each new token attends to: those of the cache, if there is one, then the new ones.
+
+    Args:
+        places: where the new tokens stand; rows that follow a cache are not packed.
+        cache: earlier tokens; all come before the new ones.
+        window: see `sees`.
+    """
+    if cache is None:
+        return sees(places, places, window)
+    earlier = places_of(cache.mask)
+    return sees(places, jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), earlier, places), window)
+
+
+def logits_of(
+    query: Float[Array, "B N H G W"], key: Float[Array, "B S H W"], scale: float | None, softcap: float | None
+) -> Float[Array, "B H G N S"]:
+    """The logits of attention in at least float32, hidden keys included.
+
+    Args:
+        query: queries, the G of a group beside each other.
+        key: keys.
+        scale: multiplies the products of queries and keys; None: W ** -0.5.
+        softcap: c in c tanh(logits / c), applied to the scaled logits; None: none.
+    """
+    products = jnp.einsum("bnhgw,bshw->bhgns", query, key, preferred_element_type=wide(query))
+    logits = products * (query.shape[-1] ** -0.5 if scale is None else scale)
+    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
 
 def attend(
@@ -153,8 +203,8 @@ def attend(
         value: values of the new tokens.
         allowed: from `visible`, S = C + N.
         cached: keys and values of earlier tokens.
-        scale: multiplies the products of queries and keys; None: W ** -0.5.
-        softcap: c in c tanh(logits / c), applied to the scaled logits; None: none.
+        scale: see `logits_of`.
+        softcap: see `logits_of`.
 
     Returns:
         The attended values; softmax in at least float32. A row that is allowed nothing is finite and meaningless.
@@ -163,12 +213,8 @@ def attend(
     # One softmax over the pieces: the cache is only read, never concatenated with the new keys.
     pieces = [(key, value)] if cached is None else [cached, (key, value)]
     query = rearrange(query, "b n (h g) w -> b n h g w", h=key.shape[2])
-    accumulate = wide(query)
-    scores = [jnp.einsum("bnhgw,bshw->bhgns", query, keys, preferred_element_type=accumulate) for keys, _ in pieces]
-    logits = jnp.concatenate(scores, axis=-1) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if softcap is not None:
-        logits = softcap * jnp.tanh(logits / softcap)
-    logits = jnp.where(allowed[:, None, None], logits, jnp.finfo(accumulate).min)
+    logits = jnp.concatenate([logits_of(query, keys, scale, softcap) for keys, _ in pieces], axis=-1)
+    logits = jnp.where(allowed[:, None, None], logits, jnp.finfo(logits.dtype).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     parts = jnp.split(weights, [weights.shape[-1] - new], axis=-1)[-len(pieces) :]
     out = sum(jnp.einsum("bhgns,bshw->bnhgw", part, values) for part, (_, values) in zip(parts, pieces, strict=True))

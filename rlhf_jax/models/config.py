@@ -6,6 +6,8 @@
 import dataclasses
 from typing import Literal
 
+Remat = Literal["none", "dots", "projections", "full", "projections_on_host", "full_on_host"]
+
 
 def _check_names(options) -> None:
     """Refuses a name that the annotation of its field does not list."""
@@ -107,6 +109,11 @@ class ModelConfig:
         local_layers: one bool a layer, True where attention is local; empty: all, if there is a window.
         query_scale: multiplies attention logits; None means `head_size ** -0.5`.
         attention_softcap: c in c tanh(logits / c) of attention; None: none.
+        attention: how it is computed, never what: "reference" (all products of queries and keys at once), "ring"
+            (`attention_block` keys at a time, which travel round the devices of the mesh's `sequence` axis; for long
+            contexts; with `remat` "dots" its products are kept after all) or "splash" (the kernel for TPUs). Tokens
+            that follow a cache always take "reference".
+        attention_block: keys that "ring" looks at in one step, in tokens.
         logit_softcap: the same for token logits.
         query_key_norm: "none", "head" (a norm over each head; Qwen3, Gemma 3) or "projection" (over all heads at
             once; OLMo 2), before the rotation.
@@ -122,8 +129,10 @@ class ModelConfig:
         dtype: dtype of the computation ("float32", "bfloat16", "float64"); norms' statistics, logits and losses have at
             least float32.
         param_dtype: dtype in which parameters are stored.
-        remat: what a block keeps for the backward pass: "none" = everything is kept, "dots" = only matrix products,
-            "full" = only the block's input.
+        remat: what a block keeps for the backward pass; the rest is computed again. "none": everything. "dots":
+            results of matrix products, attention logits [B, H, N, S] among them. "projections": results of products
+            with parameters, so no attention logits. "full": the block's input. "projections_on_host" and
+            "full_on_host": the same two in the host's memory (pinned), fetched block by block.
 
     Raises:
         ValueError: when the sizes do not fit together or a name is unknown.
@@ -156,6 +165,8 @@ class ModelConfig:
     local_layers: tuple[bool, ...] = ()
     query_scale: float | None = None
     attention_softcap: float | None = None
+    attention: Literal["reference", "ring", "splash"] = "reference"
+    attention_block: int = 512
     logit_softcap: float | None = None
     query_key_norm: Literal["none", "head", "projection"] = "none"
     query_key_value_bias: bool = False
@@ -169,12 +180,12 @@ class ModelConfig:
     initializer_range: float = 0.02
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Remat = "none"
 
     def __post_init__(self):
         _check_names(self)
         sizes = ("vocab_size", "width", "layers", "heads", "key_value_heads", "feed_forward_width", "context_length")
-        for name in sizes:
+        for name in (*sizes, "attention_block"):
             if getattr(self, name) < 1:
                 raise ValueError(f"ModelConfig.{name} is {getattr(self, name)}; it must be at least 1.")
         if self.heads % self.key_value_heads:

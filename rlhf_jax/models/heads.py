@@ -4,13 +4,19 @@ Roles are plain dictionaries: a policy is `{"trunk", "unembedding"}` (no `unembe
 value net or a reward model is `{"trunk", "head"}`, and a value head on the policy's trunk is just `{"head"}`.
 """
 
+import math
+from functools import partial
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
+from rlhf_jax.models.chunked_logprobs import hidden_logprob, positions_at_once
 from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.memory import on_device
+from rlhf_jax.models.partitioning import axes_of, constrain, mesh_sizes
 from rlhf_jax.models.transformer import Hidden, apply_trunk, init_trunk
 from rlhf_jax.types import Params, Rollout, at_least_float32, wide
 
@@ -50,13 +56,76 @@ def init_reward_model(config: ModelConfig, key: Array, trunk: Params | None = No
 def unembed(config: ModelConfig, params: Params, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
     """Token logits of hidden states (after the last norm), accumulated and returned in at least float32.
 
-    Where the model caps its logits (Gemma 2), they are c tanh(logits / c).
+    Where the model caps its logits (Gemma 2), they are c tanh(logits / c). For the log-probabilities of given tokens,
+    `token_scores` does without them.
     """
-    accumulate = wide(hidden)
-    kernel = params["trunk"]["embed"]["embedding"].T if config.tied_embeddings else params["unembedding"]
-    logits = jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=accumulate)
+    kernel, vocabulary_axis = _unembedding(config, params, hidden.dtype)
+    kernel = kernel if vocabulary_axis == 1 else kernel.T
+    logits = jnp.matmul(hidden, kernel, preferred_element_type=wide(hidden))
     cap = config.logit_softcap
     return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+def token_scores(
+    config: ModelConfig,
+    params: Params,
+    states: Float[Array, "B N D"],
+    targets: Int[Array, "B N"],
+    temperature: Float[Array, ""] | float | int = 1.0,
+) -> tuple[Float[Array, "B N"], Float[Array, "B N"]]:
+    """Log-probability of given tokens under a policy, and its entropy, from the hidden states that predict them.
+
+    Logits of all positions never exist at once, see `hidden_logprob`. On a mesh each device walks the positions that it
+    has; a split vocabulary costs three sums a position, and the parameters are gathered once, before the walk.
+
+    Args:
+        config: the policy's shape.
+        params: its parameters.
+        states: hidden states after the last norm, [B, N, D]; those at position t predict the token at t + 1.
+        targets: those tokens, int32 [B, N].
+        temperature: tau > 0.
+
+    Returns:
+        Log-probabilities and entropies in nats, [B, N] each, float32 or better.
+
+    Raises:
+        ValueError: the temperature is a Python number that is not positive.
+    """
+    kernel, vocabulary_axis = _unembedding(config, params, states.dtype)
+    rows, positions = _parts("batch", states.shape[0]), _parts("tokens", states.shape[1])
+    vocabulary = config.vocab_size // _parts("vocabulary", config.vocab_size)
+    score = partial(
+        hidden_logprob,
+        temperature=temperature,
+        softcap=config.logit_softcap,
+        vocabulary_axis=vocabulary_axis,
+        block=positions_at_once(states.shape[0] // rows, vocabulary),
+    )
+    if rows * positions == 1:
+        return score(states, kernel, targets)
+
+    # An axis for the devices, so that each sums the gradient of its own positions; the sums are added up at the end.
+    def split(array: Array) -> Array:
+        parts = rearrange(array, "(i b) (j n) ... -> i j b n ...", i=rows, j=positions)
+        return constrain(parts, "batch", "tokens", *(None,) * array.ndim)
+
+    every_part = jax.vmap(jax.vmap(score, in_axes=(0, None, 0)), in_axes=(0, None, 0))
+    scores = every_part(split(states), kernel, split(targets))
+    return jax.tree.map(lambda part: rearrange(part, "i j b n -> (i b) (j n)"), scores)
+
+
+def _unembedding(config: ModelConfig, params: Params, dtype: jnp.dtype) -> tuple[Array, int]:
+    """The kernel of the logits in this dtype, its width gathered on a mesh, and the axis that counts tokens."""
+    if config.tied_embeddings:
+        return constrain(on_device(params["trunk"]["embed"]["embedding"]).astype(dtype), "vocabulary", None), 0
+    return constrain(on_device(params["unembedding"]).astype(dtype), None, "vocabulary"), 1
+
+
+def _parts(name: str, size: int) -> int:
+    """Among how many devices the mesh that is set splits a logical axis of this size; 1 if it does not."""
+    sizes = mesh_sizes()
+    over = math.prod(sizes[axis] for axis in axes_of(name, sizes))
+    return over if size % over == 0 else 1
 
 
 def apply_head(head: Params, features: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:

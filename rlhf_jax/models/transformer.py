@@ -8,6 +8,7 @@ compilation does not grow with depth; whether a layer is local travels with it a
 `feed_forward`, `layers`, `expert`; None where an axis is never sharded): see `logical_axes`.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -16,11 +17,15 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from rlhf_jax.models.attention import Cache, attend, lengths_of, positions_in_segments, positions_of, visible
+from rlhf_jax.models.attention import Cache, Places, attend, lengths_of, places_of, visible
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.experts import mixture
-from rlhf_jax.models.layers import Linear, Norm, feed_forward
+from rlhf_jax.models.layers import Linear, Norm, Table, feed_forward
+from rlhf_jax.models.memory import named_input, on_device, remat_policy
+from rlhf_jax.models.partitioning import constrain
+from rlhf_jax.models.ring_attention import ring_attend
 from rlhf_jax.models.rope import Rotation, rotate, rotation
+from rlhf_jax.models.splash_attention import splash_attend
 from rlhf_jax.types import Params, wide
 
 
@@ -51,7 +56,8 @@ def _attention(
     config: ModelConfig,
     x: Float[Array, "B N D"],
     cached: tuple[Float[Array, "B C H W"], Float[Array, "B C H W"]] | None,
-    allowed: Bool[Array, "B N S"],
+    is_local: Bool[Array, ""],
+    allowed: Bool[Array, "B N S"] | Places,
     by: Rotation | None,
 ) -> tuple[Float[Array, "B N D"], tuple[Float[Array, "B N H W"], Float[Array, "B N H W"]]]:
     """What attention adds to the residual stream, and the keys and values of the new tokens."""
@@ -62,13 +68,24 @@ def _attention(
         if name != "value" and config.query_key_norm == "projection":
             projected = Norm(config, "heads", name=f"{name}_norm")(projected)
         split = rearrange(projected, "b n (h w) -> b n h w", w=size)
+        # Every device needs its own queries, and the keys and values of all tokens of its rows: in a ring they come by.
+        tokens = "tokens" if name == "query" or config.attention == "ring" else None
+        split = constrain(split, "batch", tokens, "heads", None)
         if name != "value" and config.query_key_norm == "head":
             split = Norm(config, None, name=f"{name}_norm")(split)
         return split if name == "value" or by is None else rotate(split, by)
 
     query, key = heads("query", config.heads), heads("key", config.key_value_heads)
     value = heads("value", config.key_value_heads)
-    attended = attend(query, key, value, allowed, cached, config.query_scale, config.attention_softcap)
+    scaling = dict(scale=config.query_scale, softcap=config.attention_softcap)
+    if config.attention == "ring":
+        window = None if config.window is None else jnp.where(is_local, config.window, config.context_length)
+        attended = ring_attend(query, key, value, allowed, window, block=config.attention_block, **scaling)
+    elif config.attention == "splash":
+        windows = tuple(config.window if kind else None for kind in sorted(set(config.is_local)))
+        attended = splash_attend(query, key, value, allowed, windows, is_local, **scaling)
+    else:
+        attended = attend(query, key, value, allowed, cached, **scaling)
     output = Linear(config, config.width, ("heads", "width"), config.attention_output_bias, name="output")
     return output(rearrange(attended, "b n h w -> b n (h w)")), (key, value)
 
@@ -84,16 +101,16 @@ class Block(nn.Module):
         x: Float[Array, "B N D"],
         cached: tuple[Float[Array, "B C H W"], Float[Array, "B C H W"]] | None,
         is_local: Bool[Array, ""],
-        allowed: tuple[Bool[Array, "B N S"], ...],
+        allowed: tuple[Bool[Array, "B N S"] | Places, ...],
         rotations: tuple[Rotation, ...],
     ):
         """`cached`: this layer's part of the cache.
 
-        `allowed`: which slots each new token attends to, those of the cache, then the new ones; `rotations`: the angles
-        of the new tokens. Both have one entry for all layers, or one for global and one for local layers; `rotations`
-        has none where positions are learned.
+        `allowed`: which slots each new token attends to, those of the cache, then the new ones (only where the tokens
+        stand, if attention is not the reference); `rotations`: the angles of the new tokens. Both have one entry for
+        all layers, or one for global and one for local layers; `rotations` has none where positions are learned.
         """
-        config = self.config
+        config, x = self.config, named_input(x)
         allowed, by = _of_this_layer(allowed, is_local), _of_this_layer(rotations, is_local)
 
         def before(name: str, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
@@ -102,11 +119,11 @@ class Block(nn.Module):
         def after(name: str, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
             return x if config.norm_placement == "pre" else Norm(config, name=f"{name}_post_norm")(x)
 
-        attended, keys_and_values = _attention(config, before("attention", x), cached, allowed, by)
-        stream = x + after("attention", attended)
+        attended, keys_and_values = _attention(config, before("attention", x), cached, is_local, allowed, by)
+        stream = constrain(x + after("attention", attended), "batch", "tokens", None)
         normed = before("feed_forward", x if config.parallel_residual else stream)
         fed = feed_forward(config, normed) if config.experts is None else mixture(config, normed)
-        return stream + after("feed_forward", fed), keys_and_values
+        return constrain(stream + after("feed_forward", fed), "batch", "tokens", None), keys_and_values
 
 
 class Transformer(nn.Module):
@@ -123,23 +140,26 @@ class Transformer(nn.Module):
         segments: Int[Array, "B N"] | None = None,
     ) -> Hidden:
         """See `apply_trunk`."""
-        config = self.config
-        positions = positions_of(mask, cache) if segments is None else positions_in_segments(segments, mask)
-        x = self._table("embed", config.vocab_size, "vocabulary")(tokens)
+        config = self.config if cache is None else dataclasses.replace(self.config, attention="reference")
+        places = places_of(mask, cache, segments)
+        positions = places.positions
+        x = Table(config, config.vocab_size, "vocabulary", name="embed")(tokens)
         if config.embedding_scale is not None:
             x = x * jnp.asarray(config.embedding_scale, x.dtype)
         if config.positions == "learned":
-            x = x + self._table("positions", config.context_length, None)(positions)
+            x = x + Table(config, config.context_length, None, name="positions")(positions)
+        x = constrain(x, "batch", "tokens", None)
 
         kinds = sorted(set(config.is_local))
-        allowed = tuple(visible(mask, positions, cache, segments, config.window if kind else None) for kind in kinds)
+        allowed: tuple = (places,)
+        if config.attention == "reference":
+            allowed = tuple(visible(places, cache, config.window if kind else None) for kind in kinds)
         turning = {"learned": [], "rotary": kinds if config.local_rope_theta is not None else kinds[:1]}
         lengths = lengths_of(positions, segments)  # the compiler drops it where no angle depends on it
         rotations = tuple(rotation(config, positions, lengths, kind, wide(x)) for kind in turning[config.positions])
         block = Block
         if config.remat != "none":
-            policy = jax.checkpoint_policies.dots_saveable if config.remat == "dots" else None
-            block = nn.remat(Block, policy=policy, prevent_cse=False)
+            block = nn.remat(Block, policy=remat_policy(config.remat), prevent_cse=False)
         layers = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -147,19 +167,15 @@ class Transformer(nn.Module):
             in_axes=(nn.broadcast if cache is None else 0, 0, nn.broadcast, nn.broadcast),
             length=config.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
+            data_transform=lambda params, keys: (on_device(params), keys),
         )(config, name="layers")
         cached = None if cache is None else (cache.keys, cache.values)
         x, (keys, values) = layers(x, cached, jnp.array(config.is_local), allowed, rotations)
         return Hidden(final=Norm(config, name="final_norm")(x), residual=x, keys=keys, values=values)
 
-    def _table(self, name: str, rows: int, axis: str | None) -> nn.Embed:
-        config = self.config
-        init = nn.with_logical_partitioning(nn.initializers.normal(config.initializer_range), (axis, "width"))
-        dtypes = dict(dtype=config.dtype, param_dtype=config.param_dtype)
-        return nn.Embed(rows, config.width, **dtypes, embedding_init=init, name=name)
-
 
 def _boxed(config: ModelConfig, key: Array) -> Params:
+    config = dataclasses.replace(config, attention="reference")  # one token, on whatever devices there are
     return Transformer(config).init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))["params"]
 
 
@@ -207,4 +223,5 @@ def apply_trunk(
         raise ValueError(
             f"a sequence of {length} tokens does not fit the model's context of {config.context_length}; shorten it."
         )
+    params = {name: part if name == "layers" else on_device(part) for name, part in params.items()}
     return Transformer(config).apply({"params": params}, tokens, mask, cache, segments)

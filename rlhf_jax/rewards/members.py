@@ -9,21 +9,25 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.huggingface import load_config, load_reward_model, load_tokenizer
-from rlhf_jax.rewards.bradley_terry import reward_scorer
+from rlhf_jax.models.huggingface import Placement, load_config, load_reward_model, load_tokenizer
+from rlhf_jax.models.partitioning import constrain
+from rlhf_jax.rewards.bradley_terry import check_rewards, reward_scorer
 from rlhf_jax.rewards.ensemble import (
     centre,
     ensemble_mean,
     lower_confidence_bound,
+    member_offset,
     single,
     uncertainty_weighted,
     worst_case,
 )
-from rlhf_jax.types import Params, Score, Transform
+from rlhf_jax.types import Params, Rollout, Score, Transform
 
 Rule = Literal["mean", "worst_case", "uncertainty_weighted", "lower_confidence_bound", "single"]
 
@@ -60,10 +64,10 @@ class MemberParams:
 
 
 def members_scorer(configs: Sequence[ModelConfig]):
-    """A scorer of M reward models: `score(MemberParams, tokens, mask) -> Score(mean, members)`.
+    """A scorer of M reward models: `score(MemberParams, tokens, mask) -> Score(mean, features, members)`.
 
-    `members` are centred by their offsets; `mean` is the score of the first member, which the rule `single` trains on,
-    so that the others say how far they disagree with it.
+    `members` are centred by their offsets. `mean` and `features` are those of the first member: the rules `single` and
+    AdvPO use it alone, and the others then say how far they disagree with it.
 
     Args:
         configs: shape of each member, in the order of `MemberParams.trees`.
@@ -72,11 +76,36 @@ def members_scorer(configs: Sequence[ModelConfig]):
 
     def score(params: MemberParams, tokens: Int[Array, "B S"], mask: Bool[Array, "B S"]) -> Score:
         pairs = zip(scorers, params.trees, strict=True)
-        members = jnp.stack([scorer(tree, tokens, mask).mean for scorer, tree in pairs])
-        members = centre(members, params.offset)
-        return Score(mean=members[0], members=members)
+        each = [scorer(tree, tokens, mask) for scorer, tree in pairs]
+        members = centre(jnp.stack([one.mean for one in each]), params.offset)
+        return Score(mean=members[0], features=each[0].features, members=members)
 
     return score
+
+
+def centred(members: Sequence[Member], reference: Sequence[Rollout]) -> MemberParams:
+    """The parameters of reward models whose zero is their mean score on reference responses.
+
+    Args:
+        members: one reward model or several.
+        reference: responses of the initial policy.
+
+    Raises:
+        ValueError: a member's score of a reference response is not finite.
+    """
+    scorer = members_scorer([member.config for member in members])
+
+    @jax.jit
+    def scores_of(params: MemberParams, taken: Rollout) -> Float[Array, "M B"]:
+        members = scorer(params, taken.sequences.tokens, taken.sequences.mask).members
+        return constrain(members, None, None)  # whole on every process
+
+    trees = tuple(member.params for member in members)
+    raw = MemberParams(trees=trees, offset=jnp.zeros(len(trees), jnp.float32))
+    scores = [scores_of(raw, taken) for taken in reference]
+    for number, values in enumerate(np.concatenate(scores, axis=1)):
+        check_rewards(values, f"reward model {number} (counting from 0)")
+    return raw.replace(offset=member_offset(jnp.concatenate(scores, axis=1)))
 
 
 def rule_state(rule: Rule, coefficient: float | None = None) -> Any:
@@ -102,7 +131,9 @@ def check_rule(rule: Rule, members: int) -> None:
         raise ValueError(f"the rule {rule} needs at least 2 reward models, not {members}: give more, or choose single.")
 
 
-def load_members(folders: Sequence[str], policy: ModelConfig, tokenizer: Any, longest: int) -> list[Member]:
+def load_members(
+    folders: Sequence[str], policy: ModelConfig, tokenizer: Any, longest: int, placement: Placement | None = None
+) -> list[Member]:
     """Reward models from their Hugging Face folders; all are checked before the first one is read.
 
     Args:
@@ -110,13 +141,14 @@ def load_members(folders: Sequence[str], policy: ModelConfig, tokenizer: Any, lo
         policy: shape of the policy whose tokens they are to read; they are loaded in its dtypes.
         tokenizer: of the policy.
         longest: most tokens of a prompt and its response.
+        placement: where their parameters lie, see `huggingface.load_policy`.
 
     Raises:
         ValueError: see `check_member` and `load_reward_model`.
     """
     for folder in folders:
         check_member(folder, policy, tokenizer, longest)
-    return [Member(*load_reward_model(folder, policy.dtype, policy.param_dtype)) for folder in folders]
+    return [Member(*load_reward_model(folder, policy.dtype, policy.param_dtype, placement)) for folder in folders]
 
 
 def check_member(folder: str, policy: ModelConfig, tokenizer: Any, longest: int) -> None:

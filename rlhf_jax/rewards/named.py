@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.huggingface import Placement
 from rlhf_jax.rewards.members import Member, Rule, check_rule, load_members, rule_state
 from rlhf_jax.rewards.python_reward import RewardFunction, load_reward_function
 
@@ -16,6 +17,7 @@ def read_reward(
     policy: ModelConfig,
     tokenizer: Any,
     longest: int,
+    placement: Placement | None = None,
 ) -> RewardFunction | list[Member]:
     """The function, or the reward models, checked before the first of them is read.
 
@@ -26,6 +28,7 @@ def read_reward(
         policy: shape of the policy whose tokens reward models are to read; they are loaded in its dtypes.
         tokenizer: of the policy.
         longest: most tokens of a prompt and its response.
+        placement: where the parameters of reward models lie, see `huggingface.load_policy`.
 
     Raises:
         ValueError: there is no such function or folder, a reward model does not fit the policy, or the rule does not
@@ -35,4 +38,4 @@ def read_reward(
         return load_reward_function(names[0])
     rule_state(rule, penalty)
     check_rule(rule, len(names))
-    return load_members(names, policy, tokenizer, longest)
+    return load_members(names, policy, tokenizer, longest, placement)

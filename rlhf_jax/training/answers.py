@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from rlhf_jax.evaluation.statistics import row
-from rlhf_jax.losses.logprobs import token_logprob
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.heads import response_logits
+from rlhf_jax.models.heads import response_states, token_scores
+from rlhf_jax.models.transformer import apply_trunk
+from rlhf_jax.parallel.meetings import gathered
 from rlhf_jax.sampling.batches import generate_batches
 from rlhf_jax.sampling.filters import SamplingConfig
 from rlhf_jax.training.prompting import PromptBatch, PromptRow, completions_of
@@ -82,7 +83,8 @@ def answer(
     for places, taken in drawn:
         rows = [items[place].row for place in places]
         ratio = log_ratio(source.config, reference, taken, sampling.logprob_temperature)
-        numbers[:, places] = score(rows, taken), ratio, taken.mask.sum(axis=-1), taken.finished
+        measured = (ratio, taken.mask.sum(axis=-1), taken.finished)
+        numbers[:, places] = score(rows, taken), *gathered(measured)
         for place, completion in zip(places, completions_of(source, rows, taken), strict=True):
             texts[place] = readable(completion)
     return Answers(*numbers, texts)
@@ -91,7 +93,9 @@ def answer(
 @partial(jax.jit, static_argnums=(0, 3))
 def log_ratio(config: ModelConfig, reference: Params, rollout: Rollout, temperature: float) -> Float[Array, " B"]:
     """log policy - log reference of each response, its tokens summed, in nats, float32 [B]."""
-    logprob = token_logprob(response_logits(config, reference, rollout), rollout.tokens, temperature)
+    hidden = apply_trunk(config, reference["trunk"], rollout.sequences.tokens, rollout.sequences.mask).final
+    states = response_states(hidden, rollout.tokens.shape[1])
+    logprob, _ = token_scores(config, reference, states, rollout.tokens, temperature)
     return jnp.where(rollout.mask, rollout.logprob - logprob, 0.0).sum(axis=-1)
 
 
@@ -115,7 +119,6 @@ def write_answers(
         | {f"{name}, reward {found.rewards[place]:.3f}": found.texts[place] for name, found in answers.items()}
         for place, item in enumerate(items[:count])
     ]
-    path.parent.mkdir(exist_ok=True)
     return write_samples(path, title, samples)
 
 

@@ -13,6 +13,7 @@ from rlhf_jax.models.attention import (
     attend,
     lengths_of,
     new_cache,
+    places_of,
     positions_in_segments,
     positions_of,
     visible,
@@ -95,8 +96,7 @@ SEGMENTS = np.array([[1, 1, 1, 1, 2, 2], [0, 0, 1, 2, 2, 2], [1, 2, 2, 2, 0, 0]]
 @pytest.mark.parametrize("window", [None, 1, 2, 3, 6])
 def test_what_a_token_sees_equals_a_slow_loop(window, packed):
     mask, segments = jnp.asarray(MASK), jnp.asarray(SEGMENTS) if packed else None
-    positions = positions_in_segments(segments, mask) if packed else positions_of(mask)
-    found = visible(mask, positions, segments=segments, window=window)
+    found = visible(places_of(mask, segments=segments), window=window)
     expected = slow_visible(MASK, SEGMENTS if packed else None, window)
     np.testing.assert_array_equal(np.asarray(found)[MASK], expected[MASK])
 
@@ -107,8 +107,7 @@ def test_what_a_token_sees_of_a_cache_is_what_it_sees_of_the_whole(split, window
     mask = jnp.asarray(MASK)
     nothing = jnp.zeros((1, 3, split, 1, 2))
     cache = new_cache(nothing, nothing, mask[:, :split], slots=split + 2)
-    positions = positions_of(mask[:, split:], cache)
-    found = np.asarray(visible(mask[:, split:], positions, cache, window=window))
+    found = np.asarray(visible(places_of(mask[:, split:], cache), cache, window=window))
     whole = slow_visible(MASK, None, window)[:, split:]
     real = MASK[:, split:]
     np.testing.assert_array_equal(found[..., :split][real], whole[..., :split][real])
@@ -119,7 +118,7 @@ def test_what_a_token_sees_of_a_cache_is_what_it_sees_of_the_whole(split, window
 def test_the_window_is_that_of_transformers():
     theirs = sliding_window_causal_mask_function(3)
     expected = [[bool(theirs(0, 0, torch.tensor(q), torch.tensor(k))) for k in range(6)] for q in range(6)]
-    found = visible(jnp.ones((1, 6), bool), jnp.arange(6)[None], window=3)
+    found = visible(places_of(jnp.ones((1, 6), bool)), window=3)
     np.testing.assert_array_equal(found[0], expected)
 
 
@@ -130,7 +129,7 @@ def test_attention_equals_a_slow_loop_where_tokens_are_real(heads, key_value_hea
     query, key, value = heads[0], heads[1][:, :, :key_value_heads], heads[2][:, :, :key_value_heads]
     mask = jnp.asarray(MASK)
     call = functools.partial(attend, scale=scale, softcap=softcap)
-    found = jax.jit(call)(query, key, value, visible(mask, positions_of(mask)))
+    found = jax.jit(call)(query, key, value, visible(places_of(mask)))
     assert bool(jnp.isfinite(found).all())
     expected = slow_attention(query, key, value, MASK, scale, softcap)
     np.testing.assert_allclose(np.asarray(found)[MASK], expected[MASK], atol=1e-5)

@@ -37,6 +37,8 @@ def test_configurations_are_hashable_so_that_they_can_be_static(config):
         ("norm_placement", "around", "norm_placement"),
         ("activation", "swish", "activation"),
         ("remat", "everything", "remat"),
+        ("attention", "flash", "attention"),
+        ("attention_block", 0, "attention_block is 0"),
         ("dtype", "float16", "dtype"),
         ("param_dtype", "int8", "param_dtype"),
     ],

@@ -1,14 +1,17 @@
 """What is read off hidden states: logits, values, rewards."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.models import heads
+from rlhf_jax.models import chunked_logprobs, heads
 from rlhf_jax.models.transformer import apply_trunk
+from rlhf_jax.parallel.mesh import make_mesh, parse_mesh
+from rlhf_jax.parallel.sharding import batch_sharding, infer
 from rlhf_jax.types import Prompts, Rollout
 
 features_of = jax.jit(heads.reward_features, static_argnums=(0, 4))
@@ -48,6 +51,56 @@ def test_capped_logits_are_bounded_and_small_ones_stay(config, params):
 def test_logits_of_bfloat16_states_are_accumulated_in_float32(config, params):
     hidden = jax.random.normal(jax.random.key(1), (4, config.width), jnp.bfloat16)
     assert heads.unembed(config, params, hidden).dtype == jnp.float32
+
+
+@pytest.fixture
+def scored(config):
+    """A program that scores 8 rows of 16 positions, four at once, with the gradient of all; and what it is given."""
+    untied = dataclasses.replace(config, vocab_size=96, tied_embeddings=False, logit_softcap=4.0)
+    keys = jax.random.split(jax.random.key(2), 3)
+    states = jax.random.normal(keys[0], (8, 16, config.width))
+    tokens, weights = jax.random.randint(keys[1], (8, 16), 0, 96), jax.random.normal(keys[2], (2, 8, 16))
+
+    def total(params, states):
+        scores = heads.token_scores(untied, params, states, tokens, 0.8)
+        return (weights * jnp.stack(scores)).sum(), scores
+
+    params = {"unembedding": jax.random.normal(jax.random.key(3), (config.width, 96))}
+    return untied, jax.value_and_grad(total, (0, 1), has_aux=True), params, states
+
+
+@pytest.mark.parametrize("mesh", ["data=8", "fsdp=8", "tensor=8", "fsdp=2,tensor=2,sequence=2"])
+def test_token_scores_on_eight_devices_are_those_of_one_and_no_logits_travel(scored, monkeypatch, mesh):
+    config, program, params, states = scored
+    shape = parse_mesh(mesh)
+    here = 8 * 96 * 4 // (shape.data * shape.fsdp * shape.tensor)
+    monkeypatch.setattr(chunked_logprobs, "LOGITS_AT_ONCE", here)
+    expected = jax.jit(lambda *given: program(*given))(params, states)
+    mesh = make_mesh(shape)
+    with jax.set_mesh(mesh):
+        where = infer(params, mesh, (config,))
+        given = jax.device_put((params, states), (where, batch_sharding(mesh)))
+        compiled = jax.jit(program, out_shardings=(None, (where, None))).lower(*given).compile()
+        found = jax.block_until_ready(compiled(*given))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), found, expected)
+
+    loops, entry = compiled.as_text().split("\nENTRY ")
+    travels = re.compile(r"= (.*?) (?:all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
+    sizes = [
+        [int(n) for n in dims.split(",")] for text in travels.findall(loops) for dims in re.findall(r"\[(.+?)\]", text)
+    ]
+    assert all(96 not in size and 96 // shape.tensor not in size for size in sizes)
+    assert bool(sizes) == (shape.tensor > 1)  # only sums over a split vocabulary stand inside the walk
+    assert entry.count(" all-gather(") == (shape.fsdp > 1)
+
+
+def test_token_scores_are_those_of_the_logits(config, params):
+    states = jax.random.normal(jax.random.key(1), (2, 5, config.width))
+    tokens = jax.random.randint(jax.random.key(2), (2, 5), 0, config.vocab_size)
+    logprob, entropy = jax.jit(heads.token_scores, static_argnums=0)(config, params, states, tokens, 0.7)
+    logprobs = np.asarray(jax.nn.log_softmax(heads.unembed(config, params, states) / 0.7), np.float64)
+    np.testing.assert_allclose(logprob, np.take_along_axis(logprobs, np.asarray(tokens)[..., None], -1)[..., 0], 1e-5)
+    np.testing.assert_allclose(entropy, -(np.exp(logprobs) * logprobs).sum(-1), rtol=1e-5)
 
 
 def test_a_head_is_a_dot_product_and_a_bias():

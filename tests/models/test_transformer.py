@@ -1,4 +1,4 @@
-"""What must hold of the trunk whatever its weights: causality, padding, the cache, rematerialisation, precision."""
+"""What must hold of the trunk whatever its weights: causality, padding, the cache, precision."""
 
 import dataclasses
 import functools
@@ -114,31 +114,6 @@ def test_cached_decoding_equals_the_full_forward(config, rows, key, key_value_he
     real = np.asarray(mask)
     np.testing.assert_allclose(np.concatenate(states, axis=1)[real], np.asarray(full.final)[real], atol=2e-5)
     np.testing.assert_allclose(np.asarray(cache.keys)[:, real], np.asarray(full.keys)[:, real], atol=2e-5)
-
-
-def test_rematerialisation_changes_no_gradient(config, params, rows):
-    tokens, mask = padded(rows, 2, 0)
-
-    def gradient(remat):
-        chosen = dataclasses.replace(config, remat=remat)
-        return jax.jit(jax.grad(lambda params: jnp.square(logits_of(chosen, params, tokens, mask)).mean()))(params)
-
-    plain = gradient("none")
-    assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(plain))
-    for remat in ("dots", "full"):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, gradient(remat))
-
-
-def test_rematerialisation_keeps_less_for_the_backward_pass(config, params, rows):
-    tokens, mask = padded(rows, 0, 0)
-
-    def kept(remat):
-        chosen = dataclasses.replace(config, remat=remat)
-        states = lambda trunk: apply_trunk(chosen, trunk, tokens, mask).final  # noqa: E731
-        backward = jax.eval_shape(lambda trunk: jax.vjp(states, trunk)[1], params["trunk"])
-        return sum(leaf.size for leaf in jax.tree.leaves(backward))
-
-    assert kept("none") > kept("dots") > kept("full")
 
 
 def test_bfloat16_computation_is_close_and_its_logits_are_float32(config, params, rows):

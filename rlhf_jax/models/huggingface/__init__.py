@@ -14,11 +14,12 @@ names the family that a shape can be saved as. The table itself is `FAMILIES`: a
 from rlhf_jax.models.huggingface.config_json import family_of, from_hf_config, to_hf_config
 from rlhf_jax.models.huggingface.families import FAMILIES
 from rlhf_jax.models.huggingface.folders import check_tokenizer, load_tokenizer
-from rlhf_jax.models.huggingface.load import load_config, load_policy, load_reward_model, load_value_model
+from rlhf_jax.models.huggingface.load import Placement, load_config, load_policy, load_reward_model, load_value_model
 from rlhf_jax.models.huggingface.save import save_policy, save_reward_model, save_value_model
 
 __all__ = [
     "FAMILIES",
+    "Placement",
     "check_tokenizer",
     "family_of",
     "from_hf_config",

@@ -62,6 +62,8 @@ def _explicit(config: ModelConfig) -> ModelConfig:
         embedding_scale=1.0 if config.embedding_scale is None else config.embedding_scale,
         dtype="float32",
         param_dtype="float32",
+        attention="reference",
+        attention_block=512,
         remat="none",
     )
 

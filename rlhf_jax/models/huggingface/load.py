@@ -5,6 +5,7 @@ over. So the host never holds more than one leaf's part beside what it keeps, an
 """
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from rlhf_jax.types import Params
 HEAD_FILE = "value_head.safetensors"
 # A bias of the reward head has no tensor in `…ForSequenceClassification`; it is kept under this name in config.json.
 SCORE_BIAS = "score_bias"
+Placement = Callable[[ModelConfig, Params], Params]
+"""`placement(config, shapes)`: a tree like `shapes` with the `jax.sharding.Sharding` of each leaf."""
 _OTHER_PREFIXES = ("", "language_model.model.", "model.language_model.")
 
 
@@ -120,7 +123,7 @@ def _load(
     family: Family,
     leaves: Leaves,
     located: dict[str, Location],
-    shardings: Params | None,
+    placement: Placement | None,
 ) -> Params:
     embedding = next(entry.name for entry in family.tensors if entry.leaves[0][1:] == ("embed", "embedding"))
     prefixes = [family.prefix, *_OTHER_PREFIXES]
@@ -129,7 +132,8 @@ def _load(
     for entry in entries:
         for place in places(entry, leaves):
             _find(located, folder, entry.name.format(*place), stored_shape(entry, leaves))
-    where = {} if shardings is None else traverse_util.flatten_dict(shardings)
+    shapes = traverse_util.unflatten_dict(leaves)
+    where = {} if placement is None else traverse_util.flatten_dict(placement(config, shapes))
     params = {
         path: _place(entry, number, leaves, located, config.heads, where.get(path))
         for entry in entries
@@ -139,7 +143,7 @@ def _load(
 
 
 def load_policy(
-    folder: str | Path, dtype: str = "float32", param_dtype: str = "float32", shardings: Params | None = None
+    folder: str | Path, dtype: str = "float32", param_dtype: str = "float32", placement: Placement | None = None
 ) -> tuple[ModelConfig, Params]:
     """A policy from a model folder.
 
@@ -148,8 +152,8 @@ def load_policy(
             or a hub id.
         dtype: dtype of the computation.
         param_dtype: dtype in which parameters are kept, whatever the files have.
-        shardings: a tree like the parameters with the `jax.sharding.Sharding` of each leaf (made from `load_config`
-            and `transformer.logical_axes`); None: the default device.
+        placement: `placement(config, shapes)` gives the `jax.sharding.Sharding` of each leaf, as
+            `parallel.sharding.on(mesh)` does; None: the default device.
 
     Returns:
         The configuration and the policy tree `{"trunk", "unembedding"}` (no `unembedding` where embeddings are tied).
@@ -160,11 +164,11 @@ def load_policy(
     folder = local_folder(folder)
     config, options = read_config(folder, dtype, param_dtype)
     family = FAMILIES[text_options(options)["model_type"]]
-    return config, _load(folder, config, family, policy_leaves(config), locate_all(folder), shardings)
+    return config, _load(folder, config, family, policy_leaves(config), locate_all(folder), placement)
 
 
 def _load_scalar(
-    folder: str | Path, dtype: str, param_dtype: str, shardings: Params | None, what: str
+    folder: str | Path, dtype: str, param_dtype: str, placement: Placement | None, what: str
 ) -> tuple[ModelConfig, Params]:
     """A trunk with a head of one output, under any of the names that such heads have."""
     folder = local_folder(folder)
@@ -184,14 +188,14 @@ def _load_scalar(
     bias: Any = options.get(SCORE_BIAS, 0.0)
     if f"{name}bias" in located:
         bias = view(_find(located, folder, f"{name}bias", (1,)))[0]
-    params = _load(folder, config, family, trunk_leaves(config), located, shardings)
-    where = (shardings or {}).get("head", {"kernel": None, "bias": None})
+    params = _load(folder, config, family, trunk_leaves(config), located, placement)
     head = {"kernel": np.array(kernel, config.param_dtype), "bias": np.array(bias, config.param_dtype)}
-    return config, params | {"head": jax.tree.map(jax.device_put, head, where, is_leaf=lambda leaf: leaf is None)}
+    where = None if placement is None else placement(config, {"head": head})["head"]
+    return config, params | {"head": jax.device_put(head, where)}
 
 
 def load_reward_model(
-    folder: str | Path, dtype: str = "float32", param_dtype: str = "float32", shardings: Params | None = None
+    folder: str | Path, dtype: str = "float32", param_dtype: str = "float32", placement: Placement | None = None
 ) -> tuple[ModelConfig, Params]:
     """A reward model from a folder of a `…ForSequenceClassification` with one label.
 
@@ -199,7 +203,7 @@ def load_reward_model(
         folder: a folder with `score.weight` [1, D] beside the trunk, or a hub id.
         dtype: dtype of the computation.
         param_dtype: dtype in which parameters are kept.
-        shardings: a tree like the parameters, as for `load_policy`.
+        placement: as for `load_policy`.
 
     Returns:
         The configuration and the tree `{"trunk", "head": {"kernel" [D], "bias" []}}`; the bias is 0 where the folder
@@ -208,11 +212,11 @@ def load_reward_model(
     Raises:
         ValueError: as for `load_policy`, or the folder has no head with one output.
     """
-    return _load_scalar(folder, dtype, param_dtype, shardings, "reward model")
+    return _load_scalar(folder, dtype, param_dtype, placement, "reward model")
 
 
 def load_value_model(
-    folder: str | Path, dtype: str = "float32", param_dtype: str = "float32", shardings: Params | None = None
+    folder: str | Path, dtype: str = "float32", param_dtype: str = "float32", placement: Placement | None = None
 ) -> tuple[ModelConfig, Params]:
     """A value model from a folder that `save_value_model` wrote, or of any class with one output a token or sequence.
 
@@ -224,7 +228,7 @@ def load_value_model(
         folder: the folder, or a hub id.
         dtype: dtype of the computation.
         param_dtype: dtype in which parameters are kept.
-        shardings: a tree like the parameters, as for `load_policy`.
+        placement: as for `load_policy`.
 
     Returns:
         The configuration and the tree `{"trunk", "head": {"kernel" [D], "bias" []}}`.
@@ -232,4 +236,4 @@ def load_value_model(
     Raises:
         ValueError: as for `load_policy`, or the folder has no head with one output.
     """
-    return _load_scalar(folder, dtype, param_dtype, shardings, "value model")
+    return _load_scalar(folder, dtype, param_dtype, placement, "value model")
