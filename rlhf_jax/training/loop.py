@@ -12,13 +12,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+from jax.experimental import multihost_utils
 
+from rlhf_jax.parallel.distributed import process_count
 from rlhf_jax.training.progress import ProgressReport
-from rlhf_jax.training.resume import save_step
+from rlhf_jax.training.resume import SaveStep
 from rlhf_jax.training.sinks import Sinks
 
 
@@ -42,12 +43,14 @@ class Cadence:
         log_every: steps between two lines of metrics.
         evaluate_every: steps between two evaluations; None: only the one after the last step.
         save_every: steps between two checkpoints; None: one at the end.
+        save_evaluated: save a checkpoint after each evaluation too.
     """
 
     steps: int
     log_every: int = 10
     evaluate_every: int | None = None
     save_every: int | None = None
+    save_evaluated: bool = False
 
 
 class Trained(NamedTuple):
@@ -68,7 +71,7 @@ def run_steps(
     state: Any,
     batches: Batches,
     cadence: Cadence,
-    checkpoints: Path,
+    save: SaveStep,
     sinks: Sinks,
     start: int = 0,
     evaluate: Callable[[Any, int], Mapping[str, Any]] | None = None,
@@ -82,15 +85,16 @@ def run_steps(
     Metrics are those of the step they stand beside, and `time/update` (seconds a step) and
     `throughput/tokens_per_second` since the line before; compilation of the first step is not in these.
 
-    SIGTERM and Ctrl-C are obeyed after the step (and the evaluation) that is running: the state is saved, and a run
-    with `--resume` goes on from there. A second Ctrl-C stops at once.
+    Checkpoints are written while the next steps run. SIGTERM and Ctrl-C are obeyed after the step (and the evaluation)
+    that is running: the state is saved, and a run with `--resume` goes on from there. Of several processes, all stop
+    after the same step, whichever of them got the signal. A second Ctrl-C stops at once.
 
     Args:
         step: `step(state, batch) -> (state, metrics)`; jitted by the caller, with the state donated.
         state: the state before the first step; do not use it afterwards if `step` donates it.
         batches: where batches come from, set to the place that belongs to `start`.
         cadence: how many steps, and what is done how often.
-        checkpoints: folder of the checkpoints.
+        save: from `resume.open_checkpoints`.
         sinks: where metrics go.
         start: steps that were done before, when a run is resumed.
         evaluate: `evaluate(state, step) -> metrics`, called every `evaluate_every` steps and after the last; None:
@@ -107,7 +111,7 @@ def run_steps(
     Raises:
         ValueError: a loss or the gradient norm is NaN or infinite; the sentence names the step.
         KeyboardInterrupt: Ctrl-C, after the state was saved.
-        SystemExit: SIGTERM, after the state was saved.
+        SystemExit: with code 0: SIGTERM, after the state was saved.
     """
     first_step, numbers = None, {}
     unread: list[tuple[int, dict[str, Any]]] = []  # losses that nobody has waited for yet
@@ -117,7 +121,7 @@ def run_steps(
         sinks.write(done, metrics)
         numbers.update({name: metrics[name] for name in shown if name in metrics})
 
-    with _interruptions() as interrupted, ProgressReport(description, cadence.steps, done=start) as progress:
+    with _interruptions() as interruption, ProgressReport(description, cadence.steps, done=start) as progress:
         for done in range(start + 1, cadence.steps + 1):
             batch = next(batches)
             state, metrics = step(state, batch)
@@ -138,19 +142,24 @@ def run_steps(
                 record(done, metrics | _rates(time.monotonic() - window, jax.device_get(counted)))
                 window, counted = time.monotonic(), []
             paused = time.monotonic()
-            if evaluating:
-                record(done, evaluate(state, done))
-            stopping = bool(interrupted)  # asked only once: a signal from here on is obeyed after the next step
-            if last or stopping or _due(done, cadence.save_every):
+            evaluation = evaluate(state, done) if evaluating else {}
+            if evaluation:
+                record(done, evaluation)
+            received = interruption(done)  # asked only once: a signal from here on is obeyed after the next step
+            stopping = received is not None
+            if last or stopping or _due(done, cadence.save_every) or (evaluating and cadence.save_evaluated):
                 check_finite(unread)
                 unread.clear()
-                save_step(checkpoints, done, to_save(state), batches.get_state())
+                save(done, to_save(state), batches.get_state(), evaluation, wait=stopping)
             window += time.monotonic() - paused
             progress.advance({name: numbers[name] for name in shown if name in numbers})
             if stopping:
-                print(f"stopped after step {done}; the same command with --resume goes on from there", flush=True)
-                if interrupted[0] == signal.SIGTERM:
-                    raise SystemExit(128 + signal.SIGTERM)
+                print(
+                    f"stopped after step {done}, which is saved; the same command with --resume goes on from there",
+                    flush=True,
+                )
+                if received == signal.SIGTERM:
+                    raise SystemExit(0)
                 raise KeyboardInterrupt
     return Trained(state=state, first_step=first_step)
 
@@ -197,24 +206,40 @@ def _rates(seconds: float, tokens: list[Any]) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _interruptions() -> Iterator[list[int]]:
+def _interruptions() -> Iterator[Callable[[int], int | None]]:
     """Collects SIGTERM and Ctrl-C instead of obeying them; a second Ctrl-C is obeyed at once.
 
+    Of several processes any may get a signal. JAX itself waits for SIGTERM then, tells the others, and finds a step
+    that none of them has passed; so Ctrl-C becomes a SIGTERM there.
+
     Only the main thread may handle signals: elsewhere nothing is collected.
+
+    Yields:
+        `interruption(done)`: after which signal all processes are to stop now; None: go on. Every process asks after
+        every step.
     """
     received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
+    several = process_count() > 1
+
+    def interruption(done: int) -> int | None:
+        if several and not multihost_utils.reached_preemption_sync_point(done):
+            return None
+        return received[0] if received else signal.SIGTERM if several else None
 
     def receive(number: int, _: object) -> None:
         received.append(number)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            if several:
+                signal.raise_signal(signal.SIGTERM)
 
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    if threading.current_thread() is not threading.main_thread():
+        yield interruption
+        return
+    collected = (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, receive) for number in collected}
     try:
-        yield received
+        yield interruption
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

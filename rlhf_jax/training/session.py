@@ -5,23 +5,28 @@ trained = train(options, folder, algorithm.update, state, batches, steps, evalua
 result = finish(folder, trained, rows, checks, began, clock, panels)
 """
 
+import dataclasses
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from rlhf_jax.evaluation.statistics import row
 from rlhf_jax.models.adapters import AdapterConfig
+from rlhf_jax.parallel.meetings import on_first
 from rlhf_jax.training import run_folder
+from rlhf_jax.training.checkpoints import shapes_of
 from rlhf_jax.training.compilation import CompileClock
 from rlhf_jax.training.curves import training_curves
 from rlhf_jax.training.loop import Batches, Cadence, Trained, run_steps
 from rlhf_jax.training.metrics import cut_metrics, read_metrics
 from rlhf_jax.training.options import SourceOptions, TrainingOptions, check_options
-from rlhf_jax.training.resume import newest, reopen
+from rlhf_jax.training.resume import newest, open_checkpoints, parse_best, reopen, saved_steps
 from rlhf_jax.training.run_folder import RunFolder
 from rlhf_jax.training.sinks import check_sinks, open_sinks
 
@@ -43,7 +48,7 @@ def check_run(options: SourceOptions, name: str) -> None:
     if isinstance(options, TrainingOptions):
         check_sinks(options.tensorboard, options.wandb)
     if options.resume:
-        reopen(options.out, name, options)
+        _reopened(options, name)
         return
     run_folder.check_out(options.out, options.overwrite)
     if options.out is not None:
@@ -73,10 +78,15 @@ def open_run(options: SourceOptions, name: str) -> RunFolder:
         ValueError: the folder cannot be used.
     """
     if options.resume:
-        return reopen(options.out, name, options)
+        return _reopened(options, name)
     folder = run_folder.create(options.out, name, options, options.overwrite)
     print(f"writing to {folder.path}", flush=True)
     return folder
+
+
+def _reopened(options: SourceOptions, name: str) -> RunFolder:
+    """The folder of the interrupted run, as the first process finds it."""
+    return run_folder.from_first(lambda: reopen(options.out, name, options), "a look at the run to resume")
 
 
 def adapter_of(options: TrainingOptions) -> AdapterConfig | None:
@@ -104,7 +114,7 @@ def train(
         folder: the run's folder; checkpoints and metrics go there.
         step: `step(state, batch) -> (state, metrics)`; compiled by the caller.
         state: the initial state, a dataclass. If `step` donates it, neither it nor what it was made of can be used
-            again.
+            again; nor can they be with `--resume`, where it is freed before another state is read in its place.
         batches: an iterator at its beginning.
         steps: number of updates.
         evaluate: `evaluate(state, step) -> metrics`; always called for the initial state (step 0) and the last one.
@@ -115,27 +125,38 @@ def train(
         The last state, and when the first step was done.
 
     Raises:
-        ValueError: the loss is NaN, no checkpoint can be read, or model or data are not those that the run began with.
+        ValueError: the loss is NaN, no checkpoint can be read, model or data are not those that the run began with, or
+            no evaluation has the metric of `--keep-best`.
     """
+    checkpoints, metrics = folder.path / "checkpoints", folder.path / "metrics.jsonl"
     at_start, start = evaluate(state, 0), 0
+    best = None if options.keep_best is None else parse_best(options.keep_best)
+    if best is not None and best.metric not in at_start:
+        raise ValueError(
+            f"no evaluation measures the {best.metric!r} of --keep-best: choose one of {', '.join(sorted(at_start))}."
+        )
     if options.resume:
-        frozen = {name: getattr(state, name) for name in FROZEN if hasattr(state, name)}
-        found = newest(folder.path / "checkpoints", without_frozen(state))
-        if found is not None:
-            check_start(folder.path / "metrics.jsonl", at_start)
-            state, start = found.state.replace(**frozen), found.step
+        if saved_steps(checkpoints):
+            on_first(lambda: check_start(metrics, at_start), "the comparison with the run that was interrupted")
+            like = shapes_of(without_frozen(state))
+            _free(without_frozen(state), beside=state)
+            found = newest(checkpoints, like)
+            state, start = with_frozen(found.state, state), found.step
             batches.set_state(found.data)
-        cut_metrics(folder.path / "metrics.jsonl", start if start else -1)
+        on_first(lambda: cut_metrics(metrics, start if start else -1), "cutting metrics.jsonl")
         print(f"resuming after step {start} of {steps}", flush=True)
-    with open_sinks(folder, options.tensorboard, options.wandb, start) as sinks:
+    with (
+        open_sinks(folder, options.tensorboard, options.wandb, start) as sinks,
+        open_checkpoints(checkpoints, folder.config, best) as save,
+    ):
         if start == 0:
             sinks.write(0, at_start)
         trained = run_steps(
             step,
             state,
             batches,
-            Cadence(steps, options.log_every, options.evaluate_every, options.save_every),
-            folder.path / "checkpoints",
+            Cadence(steps, options.log_every, options.evaluate_every, options.save_every, best is not None),
+            save,
             sinks,
             start,
             evaluate,
@@ -180,8 +201,32 @@ def check_start(path: Path, at_start: Mapping[str, Any]) -> None:
 
 
 def without_frozen(state: Any) -> Any:
-    """The part of a state that a checkpoint holds."""
-    return state.replace(**{name: None for name in FROZEN if hasattr(state, name)})
+    """The part of a state that a checkpoint holds: frozen fields, also those of states within it, are None."""
+    return _map_frozen(lambda _: None, state, state)
+
+
+def _free(tree: Any, beside: Any) -> None:
+    """Frees the arrays of a tree, but for those that stand at another place of the tree `beside` too."""
+    places = Counter(id(leaf) for leaf in jax.tree.leaves(beside))
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array) and places[id(leaf)] == 1:
+            leaf.delete()
+
+
+def with_frozen(saved: Any, state: Any) -> Any:
+    """A state that `without_frozen` made, with the frozen fields of another one of its kind."""
+    return _map_frozen(lambda frozen: frozen, saved, state)
+
+
+def _map_frozen(change: Callable[[Any], Any], state: Any, other: Any) -> Any:
+    """The state with `change(field)` of the other state's frozen fields in place of its own."""
+    if not dataclasses.is_dataclass(state):
+        return state
+    fields = {}
+    for field in dataclasses.fields(state):
+        own, others = getattr(state, field.name), getattr(other, field.name)
+        fields[field.name] = change(others) if field.name in FROZEN else _map_frozen(change, own, others)
+    return state.replace(**fields)
 
 
 def finish(
@@ -193,7 +238,7 @@ def finish(
     clock: CompileClock,
     panels: Sequence[Sequence[str]],
 ) -> dict[str, Any]:
-    """Draws the curves, and writes and prints the summary.
+    """Draws the curves, and writes and prints the summary; the first of several processes does, and all get it.
 
     Args:
         folder: the run's folder.
@@ -207,16 +252,19 @@ def finish(
     Returns:
         The summary.
     """
-    metrics = folder.path / "metrics.jsonl"
-    training_curves(metrics, panels, folder.path / "figures" / "training.png")
-    speed = "throughput/tokens_per_second"
-    speeds = [line[speed] for line in read_metrics(metrics) if speed in line]
-    rows = list(rows)
-    if speeds:
-        rows.append(row("tokens trained on a second, over the lines of metrics.jsonl", "1/s", np.array(speeds)))
-    if trained.first_step is not None:
-        rows.append(row("from the command to the first step", "s", np.array([trained.first_step - began])))
-    result = run_folder.summary(folder, rows, checks, time.monotonic() - began, clock.seconds)
-    run_folder.write_summary(folder, result)
-    run_folder.print_summary(result)
-    return result
+
+    def write() -> dict[str, Any]:
+        metrics = folder.path / "metrics.jsonl"
+        training_curves(metrics, panels, folder.path / "figures" / "training.png")
+        speed, measured = "throughput/tokens_per_second", list(rows)
+        speeds = [line[speed] for line in read_metrics(metrics) if speed in line]
+        if speeds:
+            measured.append(row("tokens trained on a second, over the lines of metrics.jsonl", "1/s", np.array(speeds)))
+        if trained.first_step is not None:
+            measured.append(row("from the command to the first step", "s", np.array([trained.first_step - began])))
+        result = run_folder.summary(folder, measured, checks, time.monotonic() - began, clock.seconds)
+        run_folder.write_summary(folder, result)
+        run_folder.print_summary(result)
+        return result
+
+    return on_first(write, "the summary of the run")

@@ -13,7 +13,7 @@ import pytest
 from rlhf_jax.training import run_folder
 from rlhf_jax.training.loop import Cadence, check_finite, run_steps
 from rlhf_jax.training.metrics import read_metrics
-from rlhf_jax.training.resume import newest
+from rlhf_jax.training.resume import newest, open_checkpoints
 from rlhf_jax.training.sinks import open_sinks
 
 
@@ -47,11 +47,13 @@ def begin():
     return jnp.float32(0.0), jax.random.key(3)
 
 
-def loop(folder, batches, cadence, state=None, start=0, step=step, **options):
-    with open_sinks(folder, start=start) as sinks:
-        return run_steps(
-            step, state or begin(), batches, cadence, folder.path / "checkpoints", sinks, start=start, **options
-        )
+def loop(folder, batches, cadence, state=None, start=0, step=step, best=None, **options):
+    with open_sinks(folder, start=start) as sinks, open_checkpoints(folder.path / "checkpoints", best=best) as save:
+        return run_steps(step, state or begin(), batches, cadence, save, sinks, start=start, **options)
+
+
+def saved(folder):
+    return sorted(path.name for path in (folder.path / "checkpoints").iterdir())
 
 
 def total(state):
@@ -78,7 +80,7 @@ def test_metrics_evaluations_and_checkpoints_come_when_they_are_due(folder, caps
     assert [line["step"] for line in logged] == [3, 6, 7]
     for line in logged:
         assert line["throughput/tokens_per_second"] == pytest.approx(10 / line["time/update"])
-    assert sorted(path.name for path in (folder.path / "checkpoints").iterdir()) == ["step_00000004", "step_00000007"]
+    assert saved(folder) == ["step_00000004", "step_00000007"]
     assert result.first_step is not None
     assert logged[-1]["other"] == float(result.state[0])
     assert "training 7/7" in capsys.readouterr().out
@@ -91,8 +93,8 @@ def test_a_run_stopped_by_a_signal_and_resumed_equals_the_uninterrupted_one(fold
     stop = Counting(before=lambda number: os.kill(os.getpid(), signal.SIGTERM) if number == 3 else None)
     with pytest.raises(SystemExit) as left:
         loop(folder, stop, cadence)
-    assert left.value.code == 128 + signal.SIGTERM
-    assert "--resume" in capsys.readouterr().out
+    assert left.value.code == 0
+    assert "stopped after step 3, which is saved; the same command with --resume" in capsys.readouterr().out
 
     found = newest(folder.path / "checkpoints", begin())
     assert found.step == 3
@@ -144,7 +146,7 @@ def test_a_nan_is_named_with_its_step_and_never_saved(folder):
 
     with pytest.raises(ValueError, match="loss/policy is nan at step 4"):
         loop(folder, Counting(), Cadence(steps=9, log_every=6, save_every=3), step=breaks)
-    assert [path.name for path in (folder.path / "checkpoints").iterdir()] == ["step_00000003"]
+    assert saved(folder) == ["step_00000003"]
 
 
 def test_an_infinite_gradient_is_refused_too():

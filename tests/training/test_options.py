@@ -26,6 +26,7 @@ def test_the_defaults_need_a_model_and_data_only(options):
         ({"eval_data": Path("nowhere.jsonl")}, "--eval-data nowhere.jsonl is not a file"),
         ({"chat_template": Path("nowhere.jinja")}, "--chat-template nowhere.jinja is not a file"),
         ({"batch_size": 0}, "--batch-size is 0: give 1 or more"),
+        ({"accumulate": 3}, r"--batch-size 32 does not split into --accumulate 3 microbatches .32 / 3 = 10.6667."),
         ({"log_every": -1}, "--log-every is -1"),
         ({"learning_rate": 0.0}, "--learning-rate is 0.0: give more than 0"),
         ({"learning_rate": float("nan")}, "--learning-rate is nan"),
