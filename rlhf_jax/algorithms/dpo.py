@@ -11,8 +11,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from rlhf_jax.algorithms.accumulation import accumulated_gradients
 from rlhf_jax.algorithms.likelihood import next_token_logprob
 from rlhf_jax.algorithms.optimizer import apply_gradients
 from rlhf_jax.algorithms.trained import assemble, reference_policy, trainable, without_shared_arrays
@@ -42,6 +43,16 @@ class DPOState:
     step: Int[Array, ""]
 
 
+@chex.dataclass(frozen=True)
+class CompletionLogprobs:
+    """log pi(completion | prompt) of both sides of B pairs, under the policy and its reference, in nats, [B]."""
+
+    chosen: Float[Array, " B"]
+    rejected: Float[Array, " B"]
+    reference_chosen: Float[Array, " B"]
+    reference_rejected: Float[Array, " B"]
+
+
 @partial(jax.jit, static_argnames="config")
 def preference_logprobs(
     config: ModelConfig, policy: Params, batch: PreferenceBatch
@@ -64,6 +75,11 @@ def preference_logprobs(
     return logprob[: len(batch.margin)], logprob[len(batch.margin) :]
 
 
+def counted(batch: PreferenceBatch) -> Bool[Array, " B"]:
+    """Which pairs count: those with completion tokens on both sides; a row that only fills the batch has none."""
+    return batch.chosen.loss_mask.any(axis=-1) & batch.rejected.loss_mask.any(axis=-1)
+
+
 @partial(jax.jit, static_argnames="config")
 def implicit_rewards(
     config: ModelConfig, policy: Params, reference: Params, batch: PreferenceBatch, beta: Float[Array, ""] | float
@@ -80,6 +96,7 @@ def dpo(
     beta: float = 0.1,
     label_smoothing: float = 0.0,
     adapter: AdapterConfig | None = None,
+    accumulate: int = 1,
 ) -> Algorithm:
     """DPO as an offline `Algorithm`.
 
@@ -92,6 +109,7 @@ def dpo(
         beta: how strongly the policy is held to its reference, reward units a nat.
         label_smoothing: the share of labels that are taken to be wrong, in [0, 1/2).
         adapter: train this adapter on the policy, which stays as it is and is the reference; None: train the policy.
+        accumulate: microbatches that an update sees one after the other, to need less memory.
 
     Returns:
         `init(key, params={"policy": tree, "reference"?: tree})` (the reference is the policy at the start if not given)
@@ -118,30 +136,39 @@ def dpo(
         )
         return without_shared_arrays(state)
 
-    def loss(params: Params, reference: Params, batch: PreferenceBatch):
-        chosen, rejected = preference_logprobs(config, assemble(reference, params, adapter), batch)
-        reference_chosen, reference_rejected = preference_logprobs(config, reference, batch)
-        counts = batch.chosen.loss_mask.any(axis=-1) & batch.rejected.loss_mask.any(axis=-1)
+    def terms(found: CompletionLogprobs, batch: PreferenceBatch, whole: PreferenceBatch) -> Metrics:
+        """Loss and metrics of some rows: their parts of those of the `whole` batch."""
 
         def average(values: Float[Array, " B"]) -> Float[Array, ""]:
-            return mean(values[:, None], counts[:, None])
+            return mean(values[:, None], counted(batch)[:, None], whole=counted(whole)[:, None])
 
-        value = average(dpo_loss(chosen, rejected, reference_chosen, reference_rejected, beta, label_smoothing))
-        chosen_reward = implicit_reward(chosen, reference_chosen, beta)
-        rejected_reward = implicit_reward(rejected, reference_rejected, beta)
-        metrics = {
-            "loss/policy": value,
+        each = (found.chosen, found.rejected, found.reference_chosen, found.reference_rejected)
+        chosen_reward = implicit_reward(found.chosen, found.reference_chosen, beta)
+        rejected_reward = implicit_reward(found.rejected, found.reference_rejected, beta)
+        return {
+            "loss/policy": average(dpo_loss(*each, beta, label_smoothing)),
             "rewards/chosen": average(chosen_reward),
             "rewards/rejected": average(rejected_reward),
             "rewards/accuracies": average(preference_accuracy(chosen_reward, rejected_reward)),
             "rewards/margins": average(chosen_reward - rejected_reward),
-            "logps/chosen": average(chosen),
-            "logps/rejected": average(rejected),
+            "logps/chosen": average(found.chosen),
+            "logps/rejected": average(found.rejected),
         }
-        return value, metrics
 
     def update(state: DPOState, batch: PreferenceBatch) -> tuple[DPOState, Metrics]:
-        gradients, metrics = jax.grad(loss, has_aux=True)(state.params, state.reference, batch)
+        def loss(params: Params, part: PreferenceBatch, whole: PreferenceBatch):
+            chosen, rejected = preference_logprobs(config, assemble(state.reference, params, adapter), part)
+            reference_chosen, reference_rejected = preference_logprobs(config, state.reference, part)
+            found = CompletionLogprobs(
+                chosen=chosen,
+                rejected=rejected,
+                reference_chosen=reference_chosen,
+                reference_rejected=reference_rejected,
+            )
+            return terms(found, part, whole)["loss/policy"], found
+
+        gradients, found = accumulated_gradients(loss, state.params, batch, accumulate)
+        metrics = terms(found, batch, batch)
         params, optimizer_state, step_metrics = apply_gradients(
             optimizer, gradients, state.optimizer_state, state.params
         )

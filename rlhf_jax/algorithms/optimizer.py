@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlhf_jax.algorithms.compressed_moments import Moments, scale_by_adam
 from rlhf_jax.types import Metrics, Params
 
 
@@ -55,6 +56,7 @@ def adam(
     weight_decay: float = 0.0,
     b1: float = 0.9,
     b2: float = 0.999,
+    moments: Moments = "float32",
 ) -> optax.GradientTransformation:
     """AdamW after clipping of the global gradient norm; its state holds the learning rate of the last update.
 
@@ -64,11 +66,14 @@ def adam(
         weight_decay: decoupled decay per unit of learning rate.
         b1: decay of the first moment.
         b2: decay of the second moment.
+        moments: how the two moments are stored: "float32" (8 bytes a parameter, whatever the parameter's dtype),
+            "bfloat16" (4) or "int8" (2, in codes), see `compressed_moments`.
     """
     clip = optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm)
 
     def optimizer(learning_rate):
-        return optax.chain(clip, optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay))
+        decay, scale = optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(learning_rate)
+        return optax.chain(clip, scale_by_adam(b1, b2, moments), decay, scale)
 
     def rate(count):
         with jax.numpy_dtype_promotion("standard"):  # optax schedules mix the count's integers with floats

@@ -8,28 +8,36 @@ step.
 """
 
 import dataclasses
-from functools import partial
 from typing import Literal
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from rlhf_jax.algorithms.likelihood import in_blocks
-from rlhf_jax.algorithms.optimizer import apply_gradients
+from rlhf_jax.algorithms.accumulation import by_parts
+from rlhf_jax.algorithms.on_policy import (
+    check_minibatches,
+    check_passes,
+    order_key,
+    predicting_states,
+    rollout_key,
+    rollout_metrics,
+    step_metrics,
+    take_steps,
+    taken_scores,
+)
 from rlhf_jax.algorithms.trained import assemble, reference_policy, trainable, without_shared_arrays
 from rlhf_jax.losses.advantages import gae, token_rewards, whiten
 from rlhf_jax.losses.kl import KLController, fixed_kl, kl_estimate
-from rlhf_jax.losses.logprobs import entropy, token_logprob
-from rlhf_jax.losses.policy import clipped_surrogate, ratio_metrics
+from rlhf_jax.losses.policy import clipped_surrogate
 from rlhf_jax.losses.reduce import mean
 from rlhf_jax.losses.value import clipped_value_loss, value_metrics
 from rlhf_jax.models.adapters import AdapterConfig
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.heads import apply_head, init_policy, init_value_head, response_states, unembed
-from rlhf_jax.models.transformer import apply_trunk, init_trunk
+from rlhf_jax.models.heads import apply_head, init_policy, init_value_head
+from rlhf_jax.models.transformer import init_trunk
 from rlhf_jax.sampling.filters import SamplingConfig
 from rlhf_jax.sampling.generate import generate
 from rlhf_jax.types import Algorithm, Metrics, Params, Prompts, Rollout
@@ -43,6 +51,7 @@ class PPOConfig:
         sampling: how responses are drawn; filters are refused, since they change the support of the behaviour policy.
         epochs: passes over each rollout.
         minibatches: optimiser steps a pass; divides the number of responses.
+        accumulate: microbatches that an optimiser step sees one after the other, to need less memory.
         clip_low: the ratio is clipped below at 1 - clip_low.
         clip_high: the ratio is clipped above at 1 + clip_high.
         value_clip: values may move this far from the old ones before their loss stops falling.
@@ -64,6 +73,7 @@ class PPOConfig:
     sampling: SamplingConfig
     epochs: int = 2
     minibatches: int = 2
+    accumulate: int = 1
     clip_low: float = 0.2
     clip_high: float = 0.2
     value_clip: float = 0.2
@@ -78,13 +88,7 @@ class PPOConfig:
     value_net: Literal["separate", "shared"] = "separate"
 
     def __post_init__(self):
-        if self.sampling.filtered:
-            raise ValueError(
-                "PPO samples from the policy itself: "
-                "set temperature > 0, top_k=None, top_p=1 and min_p=0 in its sampling."
-            )
-        if self.epochs < 1 or self.minibatches < 1:
-            raise ValueError(f"PPO needs at least 1 epoch and 1 minibatch, not {self.epochs} and {self.minibatches}.")
+        check_passes("PPO", self.sampling, self.epochs, self.minibatches, self.accumulate)
         if self.value_net not in ("separate", "shared"):
             raise ValueError(f"PPOConfig.value_net is {self.value_net!r}; choose separate or shared.")
 
@@ -118,6 +122,15 @@ class Experience:
     values: Float[Array, "B T"]
     advantages: Float[Array, "B T"]
     returns: Float[Array, "B T"]
+
+
+@chex.dataclass(frozen=True)
+class Predictions:
+    """What policy and value net say of the tokens taken: log-probabilities and entropies in nats, values; [B, T]."""
+
+    logprob: Float[Array, "B T"]
+    entropies: Float[Array, "B T"]
+    values: Float[Array, "B T"]
 
 
 def ppo(
@@ -167,54 +180,45 @@ def ppo(
         return without_shared_arrays(state)
 
     def rollout(state: PPOState, prompts: Prompts) -> tuple[PPOState, Rollout]:
-        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 0)
         policy = assemble(state.reference, state.params["policy"], adapter)
-        taken = generate(config, policy, prompts, key, options.sampling)
+        taken = generate(config, policy, prompts, rollout_key(state.key, state.step), options.sampling)
         return state.replace(step=state.step + 1), taken
 
-    def predicting_states(shape: ModelConfig, trunk: Params, taken: Rollout) -> Float[Array, "B T D"]:
-        """The hidden states of a trunk that predict the response."""
-        hidden = apply_trunk(shape, trunk, taken.sequences.tokens, taken.sequences.mask).final
-        return response_states(hidden, taken.tokens.shape[1])
-
-    def logprob_and_entropy(policy: Params, states: Float[Array, "B T D"], taken: Rollout):
-        """Of each token taken, [B, T] each, from the states that predict it."""
-
-        def score(states: Float[Array, "B N D"], tokens: Int[Array, "B N"]):
-            logits = unembed(config, policy, states)
-            return token_logprob(logits, tokens, temperature), entropy(logits, temperature)
-
-        return in_blocks(score, states, taken.tokens)
-
-    def forward(params: Params, reference: Params, taken: Rollout):
-        """Log-probabilities of the tokens taken, entropies and values, [B, T] each."""
+    def forward(params: Params, reference: Params, taken: Rollout) -> Predictions:
         policy, value = assemble(reference, params["policy"], adapter), params["value"]
-        states = predicting_states(config, policy["trunk"], taken)
-        logprob, entropies = logprob_and_entropy(policy, states, taken)
+        logprob, entropies, states = taken_scores(config, policy, taken, temperature)
         if options.value_net == "separate":
             states = predicting_states(value_config, value["trunk"], taken)
-        return logprob, entropies, apply_head(value["head"], states)
+        return Predictions(logprob=logprob, entropies=entropies, values=apply_head(value["head"], states))
 
-    def loss(params: Params, reference: Params, batch: Experience):
+    def terms(found: Predictions, batch: Experience, whole: Bool[Array, "N T"]) -> Metrics:
+        """The terms of the loss; `whole` is the mask of the minibatch that the rows are a part of."""
+        surrogate = clipped_surrogate(
+            found.logprob, batch.rollout.logprob, batch.advantages, options.clip_low, options.clip_high
+        )
+        value_error = clipped_value_loss(found.values, batch.values, batch.returns, options.value_clip)
+        mask = batch.rollout.mask
+        return {
+            "loss/policy": mean(surrogate, mask, options.reduction, whole=whole),
+            "loss/value": mean(value_error, mask, options.reduction, whole=whole),
+            "policy/entropy": mean(found.entropies, mask, whole=whole),
+        }
+
+    def measure(found: Predictions, batch: Experience) -> Metrics:
         taken = batch.rollout
-        logprob, entropies, values = forward(params, reference, taken)
-        surrogate = clipped_surrogate(logprob, taken.logprob, batch.advantages, options.clip_low, options.clip_high)
-        policy_loss = mean(surrogate, taken.mask, options.reduction)
-        value_error = clipped_value_loss(values, batch.values, batch.returns, options.value_clip)
-        value_loss = mean(value_error, taken.mask, options.reduction)
-        token_entropy = mean(entropies, taken.mask)
-        total = policy_loss + options.value_coefficient * value_loss - options.entropy_coefficient * token_entropy
-        metrics = {"loss/policy": policy_loss, "loss/value": value_loss, "policy/entropy": token_entropy}
-        metrics |= ratio_metrics(logprob, taken.logprob, taken.mask, options.clip_low, options.clip_high)
-        metrics |= value_metrics(values, batch.values, batch.returns, taken.mask, options.value_clip)
-        metrics["policy/max_logprob_gap"] = jnp.max(jnp.where(taken.mask, jnp.abs(logprob - taken.logprob), 0.0))
-        return total, metrics
+        metrics = terms(found, batch, taken.mask)
+        metrics |= step_metrics(found.logprob, taken, options.clip_low, options.clip_high)
+        return metrics | value_metrics(found.values, batch.values, batch.returns, taken.mask, options.value_clip)
 
     def experience(state: PPOState, taken: Rollout, rewards: Array) -> tuple[Experience, Metrics]:
         """Advantages and returns of a rollout, from scores, the KL to the reference and the value net's predictions."""
-        reference_states = predicting_states(config, state.reference["trunk"], taken)
-        reference_logprob, _ = logprob_and_entropy(state.reference, reference_states, taken)
-        *_, values = forward(state.params, state.reference, taken)
+
+        def read(taken: Rollout) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+            reference_logprob, *_ = taken_scores(config, state.reference, taken, temperature)
+            return reference_logprob, forward(state.params, state.reference, taken).values
+
+        parts = 1 if options.accumulate == 1 else options.minibatches * options.accumulate
+        reference_logprob, values = by_parts(read, taken, parts)
         per_token_kl = kl_estimate(taken.logprob, reference_logprob, "k1")
         scores = token_rewards(rewards, jnp.zeros_like(values), taken.mask, 0.0)
         unfinished = jnp.where(taken.finished, 0.0, -options.missing_eos_penalty)
@@ -222,50 +226,37 @@ def ppo(
         advantages, returns = gae(rewards_by_token, values, taken.mask, options.discount, options.gae_lambda)
         if options.whiten_advantages:
             advantages = whiten(advantages, taken.mask)
-        lengths = taken.mask.sum(axis=-1).astype(jnp.float32)
-        metrics = {
-            "objective/kl": mean(per_token_kl, taken.mask, "sequence_sum"),
-            "objective/kl_k3": mean(kl_estimate(taken.logprob, reference_logprob, "k3"), taken.mask, "sequence_sum"),
-            "objective/entropy": -mean(taken.logprob, taken.mask, "sequence_sum"),
+        metrics = rollout_metrics(taken, reference_logprob) | {
             "objective/scores": mean(scores, taken.mask, "sequence_sum"),
             "objective/rlhf_reward": mean(rewards_by_token, taken.mask, "sequence_sum"),
-            "completions/mean_length": lengths.mean(),
-            "completions/clipped_ratio": 1.0 - taken.finished.astype(jnp.float32).mean(),
         }
         return Experience(rollout=taken, values=values, advantages=advantages, returns=returns), metrics
 
     def update(state: PPOState, taken: Rollout, rewards: Array) -> tuple[PPOState, Metrics]:
-        batch = taken.tokens.shape[0]
-        if batch % options.minibatches:
-            raise ValueError(
-                f"{batch} responses do not split into {options.minibatches} minibatches; choose a divisor."
-            )
+        check_minibatches(len(taken.tokens), options.minibatches, options.accumulate)
+
+        def loss(params: Params, part: Experience, minibatch: Experience) -> tuple[Float[Array, ""], Predictions]:
+            found = forward(params, state.reference, part.rollout)
+            each = terms(found, part, minibatch.rollout.mask)
+            total = each["loss/policy"] + options.value_coefficient * each["loss/value"]
+            return total - options.entropy_coefficient * each["policy/entropy"], found
+
         whole, metrics = experience(state, taken, rewards)
-
-        def minibatch_step(carry, rows: Int[Array, " rows"]):
-            params, optimizer_state, stopped = carry
-            part = jax.tree.map(lambda leaf: leaf[rows], whole)
-            gradients, step_metrics = jax.grad(loss, has_aux=True)(params, state.reference, part)
-            *stepped, applied = apply_gradients(optimizer, gradients, optimizer_state, params)
-            if options.target_kl is not None:
-                stopped = stopped | (step_metrics["policy/approxkl"] > options.target_kl)
-                stepped = jax.tree.map(partial(jnp.where, stopped), [params, optimizer_state], stepped)
-            step_metrics |= applied | {"policy/stopped": stopped.astype(jnp.float32)}
-            return (*stepped, stopped), step_metrics
-
-        keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1), options.epochs)
-        orders = jax.vmap(jax.random.permutation, in_axes=(0, None))(keys, batch).reshape(
-            options.epochs * options.minibatches, -1
+        params, optimizer_state, steps = take_steps(
+            loss,
+            measure,
+            optimizer,
+            state.params,
+            state.optimizer_state,
+            whole,
+            order_key(state.key, state.step),
+            epochs=options.epochs,
+            minibatches=options.minibatches,
+            accumulate=options.accumulate,
+            target_kl=options.target_kl,
         )
-        start = (state.params, state.optimizer_state, jnp.array(False))
-        (params, optimizer_state, _), steps = jax.lax.scan(minibatch_step, start, orders)
-
-        # The first minibatch sees the policy that sampled: its ratio is 1 up to rounding between decoding and training.
-        metrics |= {name: values.mean() for name, values in steps.items()}
-        metrics["val/first_ratio"] = steps["val/ratio"][0]
-        metrics["policy/max_logprob_gap"] = steps["policy/max_logprob_gap"][0]
-        metrics["kl_coefficient"] = state.kl_coefficient
-        coefficient = kl.update(state.kl_coefficient, metrics["objective/kl"], batch)
+        metrics |= steps | {"kl_coefficient": state.kl_coefficient}
+        coefficient = kl.update(state.kl_coefficient, metrics["objective/kl"], len(taken.tokens))
         return state.replace(params=params, optimizer_state=optimizer_state, kl_coefficient=coefficient), metrics
 
     return Algorithm(init=init, rollout=rollout, update=update)

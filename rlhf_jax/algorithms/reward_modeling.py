@@ -7,8 +7,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from rlhf_jax.algorithms.accumulation import accumulated_gradients
 from rlhf_jax.algorithms.optimizer import apply_gradients
 from rlhf_jax.algorithms.trained import assemble, trainable
 from rlhf_jax.losses.reduce import mean
@@ -17,6 +18,8 @@ from rlhf_jax.models.adapters import AdapterConfig
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.heads import apply_head, init_reward_model, reward_features
 from rlhf_jax.types import Algorithm, Metrics, Params, PreferenceBatch
+
+Scores = tuple[Float[Array, " B"], Float[Array, " B"]]
 
 
 @chex.dataclass(frozen=True)
@@ -57,6 +60,11 @@ def preference_scores(
     return scores[: len(batch.margin)], scores[len(batch.margin) :]
 
 
+def counted(batch: PreferenceBatch) -> Bool[Array, " B"]:
+    """Which pairs count: those with tokens on both sides; a row that only fills the batch has none."""
+    return batch.chosen.mask.any(axis=-1) & batch.rejected.mask.any(axis=-1)
+
+
 def reward_modeling(
     config: ModelConfig,
     optimizer: optax.GradientTransformation,
@@ -64,6 +72,7 @@ def reward_modeling(
     label_smoothing: float = 0.0,
     centring: float = 0.0,
     adapter: AdapterConfig | None = None,
+    accumulate: int = 1,
 ) -> Algorithm:
     """Bradley-Terry training as an offline `Algorithm`.
 
@@ -76,6 +85,7 @@ def reward_modeling(
         label_smoothing: probability that a label is taken to be flipped.
         centring: weight of (chosen + rejected reward)^2, which fixes the free constant of each prompt.
         adapter: train this adapter on the trunk, which stays as it is, and the head; None: train trunk and head.
+        accumulate: microbatches that an update sees one after the other, to need less memory.
 
     Returns:
         `init(key, params={"trunk": tree, "head"?: tree})` (without a head a fresh one, without params a fresh trunk
@@ -96,26 +106,31 @@ def reward_modeling(
             step=jnp.int32(0),
         )
 
-    def loss(params: Params, base: Params | None, batch: PreferenceBatch):
-        model = params if adapter is None else assemble(base, params["trunk"], adapter) | {"head": params["head"]}
-        chosen, rejected = preference_scores(config, model, batch, features)
-        counts = batch.chosen.mask.any(axis=-1) & batch.rejected.mask.any(axis=-1)
+    def terms(found: Scores, batch: PreferenceBatch, whole: PreferenceBatch) -> Metrics:
+        """Loss and metrics of some rows: their parts of those of the `whole` batch."""
 
         def average(values: Float[Array, " B"]) -> Float[Array, ""]:
-            return mean(values[:, None], counts[:, None])
+            return mean(values[:, None], counted(batch)[:, None], whole=counted(whole)[:, None])
 
-        value = average(bradley_terry(chosen, rejected, batch.margin, label_smoothing, centring))
-        metrics = {
-            "loss/reward": value,
+        chosen, rejected = found
+        return {
+            "loss/reward": average(bradley_terry(chosen, rejected, batch.margin, label_smoothing, centring)),
             "rewards/chosen": average(chosen),
             "rewards/rejected": average(rejected),
             "rewards/accuracies": average(preference_accuracy(chosen, rejected)),
             "rewards/margins": average(chosen - rejected),
         }
-        return value, metrics
 
     def update(state: RewardModelState, batch: PreferenceBatch) -> tuple[RewardModelState, Metrics]:
-        gradients, metrics = jax.grad(loss, has_aux=True)(state.params, state.base, batch)
+        def loss(params: Params, part: PreferenceBatch, whole: PreferenceBatch) -> tuple[Float[Array, ""], Scores]:
+            model = params
+            if adapter is not None:
+                model = assemble(state.base, params["trunk"], adapter) | {"head": params["head"]}
+            found = preference_scores(config, model, part, features)
+            return terms(found, part, whole)["loss/reward"], found
+
+        gradients, found = accumulated_gradients(loss, state.params, batch, accumulate)
+        metrics = terms(found, batch, batch)
         params, optimizer_state, step_metrics = apply_gradients(
             optimizer, gradients, state.optimizer_state, state.params
         )

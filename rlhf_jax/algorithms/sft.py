@@ -1,17 +1,15 @@
 """Supervised fine-tuning: maximum likelihood of demonstrated responses."""
 
-from functools import partial
-
 import chex
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from rlhf_jax.algorithms.accumulation import accumulated_gradients
 from rlhf_jax.algorithms.likelihood import next_token_logprob
 from rlhf_jax.algorithms.optimizer import apply_gradients
 from rlhf_jax.algorithms.trained import assemble, trainable
-from rlhf_jax.losses.reduce import reduce
+from rlhf_jax.losses.reduce import mean
 from rlhf_jax.models.adapters import AdapterConfig
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.heads import init_policy
@@ -35,24 +33,30 @@ class SFTState:
     step: Int[Array, ""]
 
 
-@partial(jax.jit, static_argnames="config")
-def nll_sums(config: ModelConfig, params: Params, batch: Demonstrations) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Sum over response tokens of -log pi(token | tokens before it), in nats, and the number of those tokens.
+def negative_log_likelihood(
+    config: ModelConfig, policy: Params, batch: Demonstrations, whole: Demonstrations | None = None
+) -> tuple[Float[Array, ""], Float[Array, "B N"]]:
+    """Mean over response tokens of -log pi(token | tokens before it), in nats a token; 0 where there are none.
 
-    Both add over batches of any size; the quotient of the totals is the mean over all tokens.
+    Args:
+        config: the policy's shape.
+        policy: its parameters.
+        batch: demonstrations.
+        whole: the batch that they are a part of, to whose mean they give their part; None: they are all of it.
+
+    Returns:
+        The mean, or part of it, and the log-probability of every token but the first of each row.
     """
-    logprob = next_token_logprob(config, params, batch.tokens, batch.mask, batch.segments)
-    return reduce(-logprob, batch.loss_mask[:, 1:], "token_mean")
-
-
-def negative_log_likelihood(config: ModelConfig, params: Params, batch: Demonstrations) -> Float[Array, ""]:
-    """Mean over response tokens of -log pi(token | tokens before it), in nats a token; 0 where there are none."""
-    total, weight = nll_sums(config, params, batch)
-    return jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), 0.0)
+    logprob = next_token_logprob(config, policy, batch.tokens, batch.mask, batch.segments)
+    counted = None if whole is None else whole.loss_mask[:, 1:]
+    return mean(-logprob, batch.loss_mask[:, 1:], whole=counted), logprob
 
 
 def sft(
-    config: ModelConfig, optimizer: optax.GradientTransformation, adapter: AdapterConfig | None = None
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    adapter: AdapterConfig | None = None,
+    accumulate: int = 1,
 ) -> Algorithm:
     """Supervised fine-tuning as an offline `Algorithm`.
 
@@ -63,6 +67,7 @@ def sft(
         config: shape of the policy.
         optimizer: an optax optimiser of what is trained.
         adapter: train this adapter on the policy, which stays as it is; None: train the policy.
+        accumulate: microbatches that an update sees one after the other, to need less memory.
     """
 
     def init(key: Array, params: Params | None = None) -> SFTState:
@@ -76,10 +81,11 @@ def sft(
         )
 
     def update(state: SFTState, batch: Demonstrations) -> tuple[SFTState, Metrics]:
-        def loss(params: Params) -> Float[Array, ""]:
-            return negative_log_likelihood(config, assemble(state.base, params, adapter), batch)
+        def loss(params: Params, part: Demonstrations, whole: Demonstrations):
+            return negative_log_likelihood(config, assemble(state.base, params, adapter), part, whole)
 
-        value, gradients = jax.value_and_grad(loss)(state.params)
+        gradients, logprob = accumulated_gradients(loss, state.params, batch, accumulate)
+        value = mean(-logprob, batch.loss_mask[:, 1:])
         params, optimizer_state, metrics = apply_gradients(optimizer, gradients, state.optimizer_state, state.params)
         state = state.replace(params=params, optimizer_state=optimizer_state, step=state.step + 1)
         return state, {"loss/policy": value} | metrics

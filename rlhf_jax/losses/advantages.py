@@ -122,3 +122,49 @@ def whiten(
     centred = values - centre
     scaled = centred / jnp.sqrt(mean(jnp.square(centred), mask) + 1e-8)
     return jnp.where(present, scaled if shift_mean else scaled + centre, 0.0)
+
+
+def group_advantages(
+    rewards: Float[Array, " B"], samples: int, divide: bool = True, eps: float = 1e-4
+) -> Float[Array, " B"]:
+    """How much better each response is than the others to the same prompt, in units of their spread.
+
+        A_i = (r_i - mean r) / (s + eps),   s^2 = sum_j (r_j - mean r)^2 / (K - 1)
+
+    A constant added to the rewards of a group changes nothing. Where all rewards of a group are equal, its advantages
+    are exactly 0.
+
+    Args:
+        rewards: one reward a response, [B]; the K responses to a prompt follow each other.
+        samples: K, responses a prompt.
+        divide: False leaves the differences in units of reward (Dr. GRPO).
+        eps: keeps the advantages of groups with next to no spread small.
+
+    Returns:
+        Advantages, [B], float32 or better.
+
+    Raises:
+        ValueError: K is below 2, or does not divide the number of responses.
+
+    Source: Shao et al. 2024 (arXiv:2402.03300), section 4.1.2; without division Liu et al. 2025 (arXiv:2503.20783).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> rewards = jnp.array([1.0, 3.0, 2.0, 5.0, 5.0, 5.0])
+        >>> group_advantages(rewards, 3, divide=False).tolist()
+        [-1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+        >>> [f"{x:.4f}" for x in group_advantages(rewards, 3)[:3]]  # s is 1
+        ['-0.9999', '0.9999', '0.0000']
+    """
+    if samples < 2:
+        raise ValueError(
+            f"a group of {samples} has nothing to compare its response with: draw 2 samples a prompt or more."
+        )
+    if len(rewards) % samples:
+        raise ValueError(f"{len(rewards)} responses are no groups of {samples}: give {samples} of each prompt.")
+    groups = at_least_float32(rewards).reshape(-1, samples)
+    differences = groups - groups[:, :1]  # so that equal rewards give exact zeros
+    centred = differences - differences.mean(axis=1, keepdims=True)
+    if divide:
+        centred = centred / (jnp.sqrt(jnp.square(centred).sum(axis=1, keepdims=True) / (samples - 1)) + eps)
+    return centred.reshape(-1)

@@ -79,14 +79,19 @@ def mean(
     mask: Bool[Array, "B T"] | Float[Array, "B T"],
     rule: str = "token_mean",
     constant: float | int | None = None,
+    whole: Bool[Array, "N T"] | Float[Array, "N T"] | None = None,
 ) -> Float[Array, ""]:
     """Per-token values reduced to one number: total / weight, and 0 where nothing counts.
+
+    Values of some rows of a batch, with the mask of the `whole`, give these rows' part of the batch's number: the parts
+    of all rows add up to it.
 
     Args:
         values: per-token values, [B, T].
         mask: which tokens count, [B, T].
         rule: one of `REDUCTIONS`; see `reduce`.
         constant: the fixed length in tokens, for the rule `constant` only.
+        whole: mask of the batch that the rows are a part of, [N, T]; None: they are all of it.
 
     Returns:
         A float scalar.
@@ -101,8 +106,12 @@ def mean(
         {'token_mean': 4.0, 'sequence_mean': 6.0, 'sequence_sum': 8.0}
         >>> float(mean(values, mask, "constant", constant=4))
         2.0
+        >>> [float(mean(values[row], mask[row], whole=mask)) for row in (slice(0, 1), slice(1, 2))]
+        [1.5, 2.5]
     """
     total, weight = reduce(values, mask, rule, constant)
+    if whole is not None:
+        _, weight = reduce(jnp.zeros(whole.shape, total.dtype), whole, rule, constant)
     return jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), 0.0)
 
 

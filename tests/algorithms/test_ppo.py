@@ -9,10 +9,10 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from rlhf_jax.algorithms import likelihood
 from rlhf_jax.algorithms.optimizer import adam
 from rlhf_jax.algorithms.ppo import PPOConfig, ppo
 from rlhf_jax.losses.kl import adaptive_kl, fixed_kl
+from rlhf_jax.models import chunked_logprobs
 from rlhf_jax.models.heads import apply_head, init_policy, response_logits
 from rlhf_jax.models.transformer import apply_trunk
 from rlhf_jax.sampling.filters import SamplingConfig
@@ -198,7 +198,7 @@ def test_blocks_of_positions_do_not_matter(make, monkeypatch):
     """Six tokens in one block, and in two of which the last is not full."""
     case = make(coefficient=0.3, entropy_coefficient=0.1)
     expected, metrics = case.update(case.state, case.taken, REWARDS)
-    monkeypatch.setattr(likelihood, "POSITIONS_AT_ONCE", 4)
+    monkeypatch.setattr(chunked_logprobs, "LOGITS_AT_ONCE", 4 * 8 * case.config.vocab_size)
     found, found_metrics = jax.jit(lambda *args: case.algorithm.update(*args))(case.state, case.taken, REWARDS)
     close(found_metrics, metrics, atol=1e-5)
     close(found.params, expected.params, atol=1e-5)

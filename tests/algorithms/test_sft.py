@@ -5,12 +5,12 @@ import optax
 import pytest
 
 from rlhf_jax.algorithms.optimizer import adam
-from rlhf_jax.algorithms.sft import negative_log_likelihood, nll_sums, sft
+from rlhf_jax.algorithms.sft import negative_log_likelihood, sft
 from rlhf_jax.models.heads import unembed
 from rlhf_jax.models.transformer import apply_trunk
 from rlhf_jax.types import Demonstrations
 
-loss_of = jax.jit(negative_log_likelihood, static_argnums=0)
+loss_of = jax.jit(lambda *given: negative_log_likelihood(*given)[0], static_argnums=0)
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +52,14 @@ def test_the_gradient_of_a_uniform_policy_is_that_of_its_entropy_bound(config, p
     np.testing.assert_allclose(loss_of(config, zero, batch), np.log(12), rtol=1e-6)
 
 
-def test_sums_add_over_batches_of_any_size(config, policy, batch):
-    total, weight = nll_sums(config, policy, batch)
-    assert float(weight) == 10.0
-    np.testing.assert_allclose(total / weight, loss_of(config, policy, batch), rtol=1e-6)
-    parts = [nll_sums(config, policy, jax.tree.map(lambda leaf: leaf[rows], batch)) for rows in (slice(1), slice(1, 4))]  # noqa: B023
-    np.testing.assert_allclose(sum(part[0] for part in parts), total, rtol=1e-5)
-    np.testing.assert_allclose(sum(part[1] for part in parts), weight)
-    means = [float(part[0] / part[1]) for part in parts]
-    assert abs(np.mean(means) - float(total / weight)) > 1e-2  # the fault: a mean of means
+def test_parts_of_a_batch_add_up_to_its_mean(config, policy, batch):
+    rows = [jax.tree.map(lambda leaf: leaf[rows], batch) for rows in (slice(1), slice(1, 4))]  # noqa: B023
+    expected = float(loss_of(config, policy, batch))
+    parts = [float(loss_of(config, policy, part, batch)) for part in rows]
+    assert sum(parts) == pytest.approx(expected, rel=1e-5)
+    assert (
+        abs(np.mean([loss_of(config, policy, part) for part in rows]) - expected) > 1e-2
+    )  # the fault: a mean of means
 
 
 def test_a_batch_without_response_tokens_has_loss_zero(config, policy, batch):
@@ -83,7 +82,7 @@ def test_a_packed_row_has_the_loss_and_the_gradient_of_its_sequences(config, pol
         loss_mask=packed(batch.loss_mask, False),
         segments=packed(numbers, 0),
     )
-    differentiate = jax.jit(jax.value_and_grad(lambda params, batch: negative_log_likelihood(config, params, batch)))
+    differentiate = jax.jit(jax.value_and_grad(lambda params, batch: loss_of(config, params, batch)))
     found, expected = differentiate(policy, together), differentiate(policy, batch)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
     careless = loss_of(config, policy, together.replace(segments=None))

@@ -106,7 +106,7 @@ def test_the_gradient_of_an_adapter_is_that_of_the_merged_model(config, policy, 
     start = algorithm.init(jax.random.key(0), {"policy": policy}).replace(params=adapter)
     state, _ = jax.jit(algorithm.update)(start, demonstrations)
     gradient = jax.jit(
-        jax.grad(lambda adapter: negative_log_likelihood(config, merge(policy, adapter, LORA), demonstrations))
+        jax.grad(lambda adapter: negative_log_likelihood(config, merge(policy, adapter, LORA), demonstrations)[0])
     )(adapter)
     expected = jax.tree.map(lambda leaf, slope: leaf - slope, adapter, gradient)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), state.params, expected)
