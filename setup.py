@@ -54,6 +54,7 @@ setup(
     extras_require={
         "cuda12": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
+        "plan": ["jax[tpu]>=0.10"],  # the compiler for TPUs, which plans use on machines without any
         "tracking": ["tensorboardX>=2.6", "wandb>=0.18"],
         "test": TEST,
         "dev": TEST + CHECK,

@@ -14,7 +14,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.partitioning import MESH_AXES, RULES
+from rlhf_jax.models.partitioning import MESH_AXES, axes_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +136,12 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None, between: M
     return Mesh(np.asarray(grid), MESH_AXES, axis_types=kinds)
 
 
-def check_model(config: ModelConfig, shape: MeshShape) -> None:
+def check_model(config: ModelConfig, sizes: Mapping[str, int]) -> None:
     """Refuses a mesh that does not divide the model.
+
+    Args:
+        config: the model's shape.
+        sizes: devices along each axis, as in `mesh.shape`.
 
     Raises:
         ValueError: with the arithmetic.
@@ -145,7 +149,7 @@ def check_model(config: ModelConfig, shape: MeshShape) -> None:
     Example:
         >>> tiny = ModelConfig(vocab_size=10, width=4, layers=1, heads=2, key_value_heads=2, feed_forward_width=8,
         ...                    context_length=8)
-        >>> check_model(tiny, MeshShape(tensor=4))
+        >>> check_model(tiny, {"tensor": 4})
         Traceback (most recent call last):
             ...
         ValueError: the mesh axis tensor=4 does not divide the 2 key and value heads (2 = 4 × 0 + 2): ...
@@ -160,42 +164,42 @@ def check_model(config: ModelConfig, shape: MeshShape) -> None:
     if config.experts is not None:
         split.append(("expert", config.experts.count, "experts"))
     for name, size, what in split:
-        _check_divides(name, size, what, shape)
+        _check_divides(name, size, what, sizes)
 
 
-def check_batch(rows: int, tokens: int | None, shape: MeshShape, what: str = "rows of a batch") -> None:
+def check_batch(rows: int | None, tokens: int | None, sizes: Mapping[str, int], what: str = "rows of a batch") -> None:
     """Refuses a batch that does not divide over the mesh.
 
     Args:
-        rows: rows of a (micro)batch, over all devices.
+        rows: rows of a (micro)batch, over all devices; None: not known yet.
         tokens: tokens of a row, padding included; None: not known yet.
-        shape: of the mesh.
+        sizes: devices along each axis, as in `mesh.shape`.
         what: what the rows are, for the message.
 
     Raises:
         ValueError: with the arithmetic.
 
     Example:
-        >>> check_batch(6, None, MeshShape(data=4))
+        >>> check_batch(6, None, {"data": 4})
         Traceback (most recent call last):
             ...
         ValueError: the mesh axis data=4 does not divide the 6 rows of a batch (6 = 4 × 1 + 2): ...
     """
-    _check_divides("batch", rows, what, shape)
+    if rows is not None:
+        _check_divides("batch", rows, what, sizes)
     if tokens is not None:
-        _check_divides("tokens", tokens, "tokens of a row", shape)
+        _check_divides("tokens", tokens, "tokens of a row", sizes)
 
 
-def _check_divides(name: str, size: int, what: str, shape: MeshShape) -> None:
-    axes = [axis for axis in RULES[name] if shape.sizes[axis] > 1]
-    over = math.prod(shape.sizes[axis] for axis in axes)
+def _check_divides(name: str, size: int, what: str, sizes: Mapping[str, int]) -> None:
+    axes = axes_of(name, sizes)
+    over = math.prod(sizes[axis] for axis in axes)
     if size % over:
-        named = " × ".join(f"{axis}={shape.sizes[axis]}" for axis in axes)
-        which = "axis" if len(axes) == 1 else "axes"
-        verb = "does" if len(axes) == 1 else "do"
+        named = " × ".join(f"{axis}={sizes[axis]}" for axis in axes)
+        beginning = f"the mesh axis {named} does" if len(axes) == 1 else f"the mesh axes {named} do"
         raise ValueError(
-            f"the mesh {which} {named} {verb} not divide the {size} {what} ({size} = {over} × {size // over} + "
-            f"{size % over}): choose divisors of {size}."
+            f"{beginning} not divide the {size} {what} ({size} = {over} × {size // over} + {size % over}): "
+            f"choose divisors of {size}."
         )
 
 

@@ -1,7 +1,7 @@
 """Where every array of a state lies on a mesh, and ways to put it there.
 
     where = infer(jax.eval_shape(init, key), mesh, (config,))
-    state = jax.jit(init, out_shardings=where)(key)            # `initialise` does both: no device holds it unsharded
+    state = jax.jit(init, out_shardings=where)(key)            # `initialised` does both: no device holds it unsharded
     step = jax.jit(step, donate_argnums=0)                     # traced under jax.set_mesh(mesh)
 
 An array is found by its name: whatever ends in the name of a parameter (the parameter itself, a copy of it in a
@@ -10,6 +10,7 @@ of that parameter say (`models.partitioning.RULES`). Everything else is small an
 """
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.partitioning import RULES, axes_of, partition_spec
 from rlhf_jax.models.transformer import logical_axes
+from rlhf_jax.parallel.mesh import check_batch
 from rlhf_jax.types import Params
 
 OPTIMIZER = "optimizer_state"
@@ -90,7 +92,7 @@ def infer(
     return jax.tree_util.tree_map_with_path(where, shapes)
 
 
-def initialise(
+def initialised(
     init: Callable[..., Any],
     mesh: Mesh,
     configs: Sequence[ModelConfig],
@@ -104,7 +106,8 @@ def initialise(
         init: makes a state; traced under the mesh.
         mesh: where to.
         configs: see `infer`.
-        *arguments: keys, parameters that were loaded with shardings of the same mesh.
+        *arguments: keys, and parameters that were loaded `on` the same mesh; they are donated, so that the state takes
+            over their memory.
         split_optimizer: see `infer`.
         offload: see `infer`.
 
@@ -112,9 +115,15 @@ def initialise(
         ValueError: see `infer`.
     """
     shapes = jax.eval_shape(init, *arguments)
-    with jax.set_mesh(mesh):
-        where = infer(shapes, mesh, configs, split_optimizer, offload)
-        return jax.jit(init, out_shardings=where)(*arguments)
+    where = infer(shapes, mesh, configs, split_optimizer, offload)
+    with jax.set_mesh(mesh), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Some donated buffers were not usable")  # a key that is only read, say
+        return jax.jit(init, out_shardings=where, donate_argnums=range(len(arguments)))(*arguments)
+
+
+def on(mesh: Mesh) -> Callable[[ModelConfig, Params], Params]:
+    """Where a model that is read from a folder lies: the `placement` of `huggingface.load_policy` and its like."""
+    return lambda config, shapes: infer(shapes, mesh, (config,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -125,6 +134,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of an array whose first axis counts the rows of a batch."""
     return NamedSharding(mesh, partition_spec(("batch",), mesh.shape))
+
+
+def divides(rows: int, mesh: Mesh) -> bool:
+    """Whether the devices that share the rows of a batch can share so many equally."""
+    return rows % math.prod(mesh.shape[axis] for axis in axes_of("batch", mesh.shape)) == 0
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:
@@ -143,15 +157,11 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
         ValueError: the mesh does not divide the rows.
     """
     rows, whole = batch_sharding(mesh), replicated(mesh)
-    over = math.prod(mesh.shape[axis] for axis in axes_of("batch", mesh.shape))
 
     def place(leaf: Any) -> jax.Array:
         values = np.asarray(leaf)
-        if values.ndim and len(values) % over:
-            raise ValueError(
-                f"a batch of {len(values)} rows does not divide over the {over} devices that share its rows "
-                f"({len(values)} = {over} × {len(values) // over} + {len(values) % over}): choose a multiple of {over}."
-            )
+        if values.ndim:
+            check_batch(len(values), None, mesh.shape)
         where = rows if values.ndim else whole
         return jax.make_array_from_callback(values.shape, where, lambda part: values[part])
 
@@ -193,7 +203,14 @@ def _spec(
 
 
 def _axes(names: Names, ndim: int, table: Mapping[Names, Axes]) -> Axes:
-    """The logical axes of a leaf: those of the parameter whose name its own ends in, behind those stacked before it."""
+    """The logical axes of a leaf: those of the parameter whose name its own ends in, behind those stacked before it.
+
+    A moment in 8-bit codes has the axes of its parameter, the scales of its rows all of them but the last.
+    """
+    if names[-1:] == ("codes",):
+        return _axes(names[:-1], ndim, table)
+    if names[-1:] == ("scales",):
+        return _axes(names[:-1], ndim + 1, table)[:-1]
     for start in range(len(names)):
         axes = table.get(names[start:])
         if axes is not None and len(axes) <= ndim:

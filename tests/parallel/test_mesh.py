@@ -73,21 +73,21 @@ def test_a_hybrid_mesh_keeps_a_slice_within_the_inner_axes():
 )
 def test_a_mesh_that_does_not_divide_the_model(shape, message):
     with pytest.raises(ValueError, match=message):
-        check_model(MODEL, shape)
+        check_model(MODEL, shape.sizes)
 
 
 def test_experts_are_divided_too():
     import dataclasses
 
     mixture = dataclasses.replace(MODEL, experts=Experts(count=6, active=2))
-    check_model(mixture, MeshShape(expert=3))
+    check_model(mixture, {"expert": 3})
     with pytest.raises(ValueError, match="expert=4 does not divide the 6 experts"):
-        check_model(mixture, MeshShape(expert=4))
+        check_model(mixture, {"expert": 4})
 
 
 def test_a_mesh_that_does_not_divide_the_batch():
-    check_batch(16, 8, MeshShape(data=2, fsdp=2, expert=2, sequence=4))
+    check_batch(16, 8, {"data": 2, "fsdp": 2, "expert": 2, "sequence": 4})
     with pytest.raises(ValueError, match=r"axes data=2 × fsdp=4 do not divide the 12 rows .* \(12 = 8 × 1 \+ 4\)"):
-        check_batch(12, None, MeshShape(data=2, fsdp=4))
+        check_batch(12, None, {"data": 2, "fsdp": 4})
     with pytest.raises(ValueError, match="sequence=4 does not divide the 6 tokens of a row"):
-        check_batch(8, 6, MeshShape(sequence=4))
+        check_batch(8, 6, {"sequence": 4})

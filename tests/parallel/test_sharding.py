@@ -11,7 +11,7 @@ from rlhf_jax.models.config import Experts, ModelConfig
 from rlhf_jax.models.heads import init_policy, init_reward_model
 from rlhf_jax.models.partitioning import constrain, local_size
 from rlhf_jax.parallel.mesh import MeshShape, make_mesh
-from rlhf_jax.parallel.sharding import infer, initialise, place_batch, replicated, reshard
+from rlhf_jax.parallel.sharding import infer, initialised, place_batch, replicated, reshard
 from rlhf_jax.sampling.filters import SamplingConfig
 
 MODEL = ModelConfig(
@@ -83,9 +83,17 @@ def test_an_optimizer_may_be_split_further_than_its_parameters():
     assert found["params.policy.trunk.layers.query.kernel"] == PartitionSpec(None, "fsdp", "tensor")
 
 
+def test_moments_in_codes_lie_as_the_parameter_does():
+    algorithm, mesh = ppo(MODEL, PPO, adam(1e-3, moments="int8")), make_mesh(MESH)
+    found = specs(infer(jax.eval_shape(algorithm.init, jax.random.key(0)), mesh, (MODEL,)))
+    codes = [spec for name, spec in found.items() if "policy" in name and name.endswith("embed.embedding.codes")]
+    scales = [spec for name, spec in found.items() if "policy" in name and name.endswith("embed.embedding.scales")]
+    assert codes == [PartitionSpec("tensor", "fsdp")] * 2 and scales == [PartitionSpec("tensor")] * 2
+
+
 def test_no_device_holds_the_whole_state_and_its_numbers_do_not_depend_on_the_mesh():
     algorithm, key, mesh = ppo(MODEL, PPO, adam(1e-3)), jax.random.key(0), make_mesh(MESH)
-    state = jax.block_until_ready(initialise(algorithm.init, mesh, (MODEL,), key))
+    state = jax.block_until_ready(initialised(algorithm.init, mesh, (MODEL,), jax.random.key(0)))
     whole = jax.jit(algorithm.init)(key)
     for here, there in zip(jax.tree.leaves(state.params), jax.tree.leaves(whole.params), strict=True):
         np.testing.assert_array_equal(here, there)
@@ -124,7 +132,7 @@ def test_a_batch_lies_split_by_rows_and_is_refused_where_it_does_not_divide():
     assert batch["tokens"].sharding.spec == PartitionSpec(("data", "fsdp"))
     assert batch["count"].sharding == replicated(mesh)
     np.testing.assert_array_equal(batch["tokens"], np.arange(8).reshape(4, 2))
-    with pytest.raises(ValueError, match=r"6 rows does not divide over the 4 devices .* \(6 = 4 × 1 \+ 2\)"):
+    with pytest.raises(ValueError, match=r"data=2 × fsdp=2 do not divide the 6 rows of a batch \(6 = 4 × 1 \+ 2\)"):
         place_batch(np.zeros((6, 2)), mesh)
 
 
