@@ -15,6 +15,7 @@ import dataclasses
 import jax
 
 from rlhf_jax.algorithms.dpo import DPOState, dpo, implicit_rewards
+from rlhf_jax.algorithms.in_place import in_place
 from rlhf_jax.algorithms.optimizer import adam, learning_rate_schedule
 from rlhf_jax.algorithms.trained import assemble
 from rlhf_jax.data.batches import pad_preferences
@@ -22,16 +23,16 @@ from rlhf_jax.data.columns import PREFERENCE_FORMATS
 from rlhf_jax.data.pipeline import batches
 from rlhf_jax.data.tokenization import tokenize_preferences
 from rlhf_jax.evaluation.statistics import row
-from rlhf_jax.models.huggingface import load_policy
 from rlhf_jax.training.command_line import run, started
 from rlhf_jax.training.compilation import CompileClock
+from rlhf_jax.training.devices import layout, on_devices, start
 from rlhf_jax.training.export import export_policy
 from rlhf_jax.training.held_out import bootstrap_row, over_rows, pair_accuracy
 from rlhf_jax.training.options import TrainingOptions
 from rlhf_jax.training.run_folder import check
 from rlhf_jax.training.samples import choose_prompts, complete, write_completions
 from rlhf_jax.training.session import adapter_of, check_run, finish, open_run, train
-from rlhf_jax.training.sources import Source, collate_for, count_steps, open_source, read_split
+from rlhf_jax.training.sources import Source, collate_for, count_steps, open_source, read_policy, read_split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +43,14 @@ class Config(TrainingOptions):
         reference: Hugging Face folder of the reference policy, of the same shape; None: the model at the start.
         beta: how strongly the policy is held to its reference, reward units a nat.
         label_smoothing: share of the labels that are taken to be wrong, below 1/2.
+        offload_reference: on a mesh, keep the reference policy in the memory of the hosts while it is not used.
     """
 
     learning_rate: float = 1e-5
     reference: str | None = None
     beta: float = 0.1
     label_smoothing: float = 0.0
+    offload_reference: bool = False
 
 
 PRESETS = {
@@ -58,15 +61,11 @@ PRESETS = {
 
 def pretrained(config: Config, source: Source) -> dict:
     """The policy, and the reference where another one is asked for."""
-    shape, policy = load_policy(source.folder, config.dtype, config.param_dtype)
-    if config.reference is None:
-        return {"policy": policy}
-    other, reference = load_policy(config.reference, config.dtype, config.param_dtype)
-    if other != shape:
-        raise ValueError(f"--reference {config.reference} is of another shape than --model: give one of the same.")
-    return {"policy": policy, "reference": reference}
+    params = {"policy": read_policy(source)}
+    return params if config.reference is None else params | {"reference": read_policy(source, config.reference)}
 
 
+@on_devices
 def main(config: Config) -> dict:
     """Trains, evaluates and exports; returns the summary."""
     began, clock = started(__name__ == "__main__"), CompileClock()
@@ -78,11 +77,14 @@ def main(config: Config) -> dict:
     collate = collate_for(pad_preferences, source, data.held_out, data.train, config.batch_size)
     steps = count_steps(config, len(data.train))
     schedule = learning_rate_schedule(config.learning_rate, steps, int(config.warmup * steps), config.schedule)
-    optimizer = adam(schedule, config.max_grad_norm, config.weight_decay)
+    optimizer = adam(schedule, config.max_grad_norm, config.weight_decay, moments=config.moments)
     adapter = adapter_of(config)
-    algorithm = dpo(source.config, optimizer, config.beta, config.label_smoothing, adapter)
+    algorithm = dpo(source.config, optimizer, config.beta, config.label_smoothing, adapter, config.accumulate)
     params = pretrained(config, source)
-    state = algorithm.init(jax.random.key(config.seed), params)
+    prompts = choose_prompts(source, [pair.chosen for pair in data.held_out], config.samples, config.response_length)
+    before = complete(source, params["policy"], prompts, config.response_length, config.seed)
+    state = start(algorithm.init, [source.config], jax.random.key(config.seed), params, **layout(config))
+    del params  # they are in the state now
     folder = open_run(config, "dpo")
 
     def policy(state: DPOState):
@@ -103,12 +105,10 @@ def main(config: Config) -> dict:
             "eval/rewards/chosen": chosen.mean(),
         }
 
-    prompts = choose_prompts(source, [pair.chosen for pair in data.held_out], config.samples, config.response_length)
-    before = complete(source, params["policy"], prompts, config.response_length, config.seed)
     trained = train(
         config,
         folder,
-        jax.jit(algorithm.update, donate_argnums=0),
+        in_place(algorithm.update),
         state,
         batches(data.train, config.batch_size, collate, seed=config.seed),
         steps,
@@ -116,7 +116,6 @@ def main(config: Config) -> dict:
         tokens=lambda batch, _: batch.chosen.mask.sum() + batch.rejected.mask.sum(),
         shown=("loss/policy", "rewards/accuracies", "rewards/margins"),
     )
-    del params, state  # they were donated
     after = complete(source, policy(trained.state), prompts, config.response_length, config.seed)
     write_completions(folder.path / "samples.md", source, prompts, {"before": before, "after": after})
     export_policy(folder.path, source, trained.state.params, trained.state.reference, adapter)

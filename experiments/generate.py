@@ -10,7 +10,9 @@ prompts at the end; an interrupted run keeps what it wrote and goes on with `--r
 """
 
 import dataclasses
+import os
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,11 +20,13 @@ import numpy as np
 from rlhf_jax.data.formats import as_chats, load_rows
 from rlhf_jax.data.tokenization import describe_dropped
 from rlhf_jax.evaluation.statistics import row
-from rlhf_jax.models.huggingface import load_policy
+from rlhf_jax.parallel.distributed import first_process
+from rlhf_jax.parallel.meetings import gathered, on_first
 from rlhf_jax.sampling.batches import generate_batches
 from rlhf_jax.training import run_folder
 from rlhf_jax.training.command_line import run, started
 from rlhf_jax.training.compilation import CompileClock
+from rlhf_jax.training.devices import on_devices
 from rlhf_jax.training.json_lines import line_of, read_lines, write_lines
 from rlhf_jax.training.metrics import MetricsWriter
 from rlhf_jax.training.options import SourceOptions
@@ -36,7 +40,7 @@ from rlhf_jax.training.prompting import (
     sampling_of,
 )
 from rlhf_jax.training.session import check_run, open_run
-from rlhf_jax.training.sources import BUCKETS, Source, open_source
+from rlhf_jax.training.sources import BUCKETS, Source, open_source, read_policy
 from rlhf_jax.types import Rollout
 
 
@@ -94,8 +98,7 @@ def lines_of(source: Source, items: list[PromptRow], rollout: Rollout, samples: 
     made = zip(
         (divmod(item.prompt.index, samples) for item in items),
         completions_of(source, rows, rollout),
-        rollout.mask.sum(axis=-1).tolist(),
-        rollout.finished.tolist(),
+        *(values.tolist() for values in gathered((rollout.mask.sum(axis=-1), rollout.finished))),
         strict=True,
     )
     return [
@@ -104,6 +107,7 @@ def lines_of(source: Source, items: list[PromptRow], rollout: Rollout, samples: 
     ]
 
 
+@on_devices
 def main(config: Config) -> dict:
     """Draws and writes the completions; returns the summary."""
     began, clock = started(__name__ == "__main__"), CompileClock()
@@ -119,17 +123,19 @@ def main(config: Config) -> dict:
     )
     items = read_items(config, source)
     collate = collate_prompts(source, items, config.response_length, BUCKETS)
-    _, policy = load_policy(source.folder, config.dtype, config.param_dtype)
+    policy = read_policy(source)
     folder = open_run(config, "generate")
     path = folder.path / "completions.jsonl"
     number = {item.prompt.index: place for place, item in enumerate(items)}
-    done = {number[line["row"] * config.samples + line["sample"]] for line in read_lines(path)}
+    drawn_before = lambda: [line["row"] * config.samples + line["sample"] for line in read_lines(path)]  # noqa: E731
+    done = {number[index] for index in on_first(drawn_before, "the completions that are there")}
     first, last, drawn, seconds, lengths = None, time.monotonic(), 0, 0.0, set()
     key, prompts = jax.random.key(config.seed), lambda some: collate(some).prompts
     batches = generate_batches(source.config, policy, items, prompts, config.batch_size, key, sampling, done)
+    written, measured = (path, folder.path / "metrics.jsonl") if first_process() else [Path(os.devnull)] * 2
     with (
-        path.open("a", encoding="utf-8") as file,
-        MetricsWriter(folder.path / "metrics.jsonl") as metrics,
+        written.open("a", encoding="utf-8") as file,
+        MetricsWriter(measured) as metrics,
         ProgressReport("completions", len(items), done=len(done)) as progress,
     ):
         for places, rollout in batches:
@@ -146,22 +152,27 @@ def main(config: Config) -> dict:
             rate = {"throughput/tokens_per_second": drawn / seconds} if drawn else {}
             metrics.write(len(done), rate | {"completions/mean_length": rollout.mask.sum(axis=-1).mean()})
             progress.advance(rate, len(new))
-    lines = sorted(read_lines(path), key=lambda line: (line["row"], line["sample"]))
-    write_lines(path, lines)
-    table = [
-        row("tokens of a completion", "", np.array([line["tokens"] for line in lines], np.float64)),
-        row("completions that ended by themselves", "", np.array([line["finished"] for line in lines], np.float64)),
-    ]
+    table = []
     if drawn:
         table.append(
             row("tokens a second, without batches that were compiled first", "1/s", np.array([drawn / seconds]))
         )
     if first is not None:
         table.append(row("from the command to the first completions", "s", np.array([first - began])))
-    result = run_folder.summary(folder, table, [], time.monotonic() - began, clock.seconds)
-    run_folder.write_summary(folder, result)
-    run_folder.print_summary(result)
-    return result
+
+    def summarise() -> dict:
+        lines = sorted(read_lines(path), key=lambda line: (line["row"], line["sample"]))
+        write_lines(path, lines)
+        rows = [
+            row("tokens of a completion", "", np.array([line["tokens"] for line in lines], np.float64)),
+            row("completions that ended by themselves", "", np.array([line["finished"] for line in lines], np.float64)),
+        ]
+        result = run_folder.summary(folder, rows + table, [], time.monotonic() - began, clock.seconds)
+        run_folder.write_summary(folder, result)
+        run_folder.print_summary(result)
+        return result
+
+    return on_first(summarise, "the summary of the run")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import dataclasses
 import jax
 import numpy as np
 
+from rlhf_jax.algorithms.in_place import in_place
 from rlhf_jax.algorithms.optimizer import adam, learning_rate_schedule
 from rlhf_jax.algorithms.reward_modeling import RewardModelState, preference_scores, reward_modeling
 from rlhf_jax.data.batches import pad_preferences
@@ -26,6 +27,7 @@ from rlhf_jax.evaluation.statistics import row
 from rlhf_jax.models.adapters import attach
 from rlhf_jax.training.command_line import run, started
 from rlhf_jax.training.compilation import CompileClock
+from rlhf_jax.training.devices import layout, on_devices, start
 from rlhf_jax.training.export import export_reward_model
 from rlhf_jax.training.held_out import bootstrap_row, over_rows, pair_accuracy
 from rlhf_jax.training.options import TrainingOptions
@@ -73,6 +75,7 @@ def extremes(data: Split, margins: np.ndarray, count: int) -> list[dict[str, str
     ]
 
 
+@on_devices
 def main(config: Config) -> dict:
     """Trains, evaluates and exports; returns the summary."""
     began, clock = started(__name__ == "__main__"), CompileClock()
@@ -83,12 +86,19 @@ def main(config: Config) -> dict:
     collate = collate_for(pad_preferences, source, data.held_out, pairs, config.batch_size)
     steps = count_steps(config, len(pairs))
     schedule = learning_rate_schedule(config.learning_rate, steps, int(config.warmup * steps), config.schedule)
-    optimizer = adam(schedule, config.max_grad_norm, config.weight_decay)
+    optimizer = adam(schedule, config.max_grad_norm, config.weight_decay, moments=config.moments)
     adapter = adapter_of(config)
     algorithm = reward_modeling(
-        source.config, optimizer, "final_norm", config.label_smoothing, config.centring, adapter
+        source.config,
+        optimizer,
+        "final_norm",
+        config.label_smoothing,
+        config.centring,
+        adapter,
+        config.accumulate,
     )
-    state = algorithm.init(jax.random.key(config.seed), load_trunk(source))
+    key = jax.random.key(config.seed)
+    state = start(algorithm.init, [source.config], key, load_trunk(source), **layout(config))
     folder = open_run(config, "reward_model")
     measured = {}
 
@@ -110,7 +120,7 @@ def main(config: Config) -> dict:
     trained = train(
         config,
         folder,
-        jax.jit(algorithm.update, donate_argnums=0),
+        in_place(algorithm.update),
         state,
         batches(pairs, config.batch_size, collate, seed=config.seed),
         steps,

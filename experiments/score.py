@@ -27,19 +27,21 @@ from rlhf_jax.data.tokenization import Demonstration, describe_dropped, tokenize
 from rlhf_jax.evaluation.picks import pair_rows, pick_rows
 from rlhf_jax.evaluation.statistics import row
 from rlhf_jax.models.huggingface import load_reward_model
+from rlhf_jax.parallel.meetings import on_first
 from rlhf_jax.rewards.bradley_terry import check_rewards, reward_scorer
 from rlhf_jax.rewards.ensemble import centre, member_offset
 from rlhf_jax.rewards.members import RULES, Rule, check_rule, rule_state
 from rlhf_jax.training import run_folder
 from rlhf_jax.training.command_line import run, started
 from rlhf_jax.training.compilation import CompileClock
+from rlhf_jax.training.devices import on_devices
 from rlhf_jax.training.held_out import over_rows
 from rlhf_jax.training.json_lines import write_lines
 from rlhf_jax.training.options import SourceOptions
 from rlhf_jax.training.progress import ProgressReport
 from rlhf_jax.training.samples import readable
 from rlhf_jax.training.session import check_run, open_run
-from rlhf_jax.training.sources import collate_for, open_source
+from rlhf_jax.training.sources import collate_for, open_source, placement
 from rlhf_jax.types import Score
 
 
@@ -82,8 +84,8 @@ def member_scores(config: Config, folder: str, flat: Rows) -> np.ndarray:
     shorter = sum(item.length > source.longest for item in examples.items)
     print(f"{folder} reads completions: {describe_dropped(examples)}; cut: {shorter}", flush=True)
     collate = collate_for(pad_demonstrations, source, items)
-    shape, params = load_reward_model(folder, config.dtype, config.param_dtype)
-    scorer = jax.jit(reward_scorer(shape))
+    _, params = load_reward_model(folder, config.dtype, config.param_dtype, placement())
+    scorer = jax.jit(reward_scorer(source.config))
     with ProgressReport("batches", math.ceil(len(items) / config.batch_size)) as progress:
 
         def score(batch) -> jax.Array:
@@ -127,6 +129,7 @@ def table_of(rows: Rows, made: Candidates, scores: list[np.ndarray]) -> list[dic
     return table
 
 
+@on_devices
 def main(config: Config) -> dict:
     """Scores the rows; returns the summary."""
     began, clock = started(__name__ == "__main__"), CompileClock()
@@ -147,13 +150,11 @@ def main(config: Config) -> dict:
     table = table_of(rows, made, scores)
     folder = open_run(config, "score")
     plain = [[None if math.isnan(value) else value for value in values.tolist()] for values in scores]
-    write_lines(
-        folder.path / "scores.jsonl",
-        (
-            one | {column: values[0] if column == "score" else values}
-            for one, values in zip(rows.values, plain, strict=True)
-        ),
+    lines = (
+        one | {column: values[0] if column == "score" else values}
+        for one, values in zip(rows.values, plain, strict=True)
     )
+    on_first(lambda: str(write_lines(folder.path / "scores.jsonl", lines)), "writing scores.jsonl")
     result = run_folder.summary(folder, table, [], time.monotonic() - began, clock.seconds)
     run_folder.write_summary(folder, result)
     run_folder.print_summary(result)

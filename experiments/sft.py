@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.algorithms.in_place import in_place
 from rlhf_jax.algorithms.likelihood import next_token_logprob
 from rlhf_jax.algorithms.optimizer import adam, learning_rate_schedule
 from rlhf_jax.algorithms.sft import SFTState, sft
@@ -25,16 +26,16 @@ from rlhf_jax.data.columns import DEMONSTRATION_FORMATS
 from rlhf_jax.data.packing import group, pad_packed
 from rlhf_jax.data.pipeline import batches
 from rlhf_jax.data.tokenization import tokenize_demonstrations
-from rlhf_jax.models.huggingface import load_policy
 from rlhf_jax.training.command_line import run, started
 from rlhf_jax.training.compilation import CompileClock
+from rlhf_jax.training.devices import layout, on_devices, placing, start
 from rlhf_jax.training.export import export_policy
 from rlhf_jax.training.held_out import bootstrap_row, over_rows
 from rlhf_jax.training.options import TrainingOptions
 from rlhf_jax.training.run_folder import check
 from rlhf_jax.training.samples import choose_prompts, complete, write_completions
 from rlhf_jax.training.session import adapter_of, check_run, finish, open_run, train
-from rlhf_jax.training.sources import collate_for, count_steps, open_source, read_split
+from rlhf_jax.training.sources import collate_for, count_steps, open_source, read_policy, read_split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,7 @@ def mean_nll(sums: np.ndarray, tokens: np.ndarray) -> float:
     return sums.sum() / tokens.sum()
 
 
+@on_devices
 def main(config: Config) -> dict:
     """Trains, evaluates and exports; returns the summary."""
     began, clock = started(__name__ == "__main__"), CompileClock()
@@ -70,13 +72,21 @@ def main(config: Config) -> dict:
     if config.packing:
         rows = group(data.train, source.longest)
         padded = collate_for(pad_demonstrations, source, data.held_out)
-        collate = partial(pad_packed, length=source.longest, pad=source.pad)
+        collate = placing(partial(pad_packed, length=source.longest, pad=source.pad))
     steps = count_steps(config, len(rows))
     schedule = learning_rate_schedule(config.learning_rate, steps, int(config.warmup * steps), config.schedule)
     adapter = adapter_of(config)
-    algorithm = sft(source.config, adam(schedule, config.max_grad_norm, config.weight_decay), adapter)
-    _, params = load_policy(source.folder, config.dtype, config.param_dtype)
-    state = algorithm.init(jax.random.key(config.seed), {"policy": params})
+    algorithm = sft(
+        source.config,
+        adam(schedule, config.max_grad_norm, config.weight_decay, moments=config.moments),
+        adapter,
+        config.accumulate,
+    )
+    prompts = choose_prompts(source, data.held_out, config.samples, config.response_length)
+    params = read_policy(source)
+    before = complete(source, params, prompts, config.response_length, config.seed)
+    state = start(algorithm.init, [source.config], jax.random.key(config.seed), {"policy": params}, **layout(config))
+    del params  # they are in the state now
     folder = open_run(config, "sft")
 
     def policy(state: SFTState):
@@ -95,20 +105,17 @@ def main(config: Config) -> dict:
         measured[step] = over_rows(lambda batch: nll_by_row(model, batch), data.held_out, padded, config.batch_size)
         return {"eval/nll": mean_nll(*measured[step])}
 
-    prompts = choose_prompts(source, data.held_out, config.samples, config.response_length)
-    before = complete(source, params, prompts, config.response_length, config.seed)
     stream = batches(rows, config.batch_size, collate, seed=config.seed)
     trained = train(
         config,
         folder,
-        jax.jit(algorithm.update, donate_argnums=0),
+        in_place(algorithm.update),
         state,
         stream,
         steps,
         evaluate,
         tokens=lambda batch, _: batch.mask.sum(),
     )
-    del params, state  # they were donated
     after = complete(source, policy(trained.state), prompts, config.response_length, config.seed)
     write_completions(folder.path / "samples.md", source, prompts, {"before": before, "after": after})
     export_policy(folder.path, source, trained.state.params, trained.state.base, adapter)

@@ -18,6 +18,9 @@ SHARED = REPOSITORY.parent / "shared"
 
 install_import_hook("rlhf_jax", "beartype.beartype")
 
+# XLA's older emitters compile such small programs in a third of the time; processes that tests start inherit this.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
+
 jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
 # Compiling is most of the time of these tests, running what was compiled next to nothing.

@@ -9,12 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from rlhf_jax.models.config import Remat
+from rlhf_jax.parallel.distributed import Distributed
+from rlhf_jax.training.resume import parse_best
+
 Dtype = Literal["float32", "bfloat16"]
 AdapterKind = Literal["lora", "dora", "ia3", "ssl", "ssb"]
 
 
 @dataclasses.dataclass(frozen=True)
-class SourceOptions:
+class SourceOptions(Distributed):
     """Options of every script that reads a model and rows of data.
 
     Attributes:
@@ -36,6 +40,10 @@ class SourceOptions:
         seed: everything random follows from it, but for which rows are held out.
         dtype: dtype of the computation; losses and logits are float32 at least.
         param_dtype: dtype in which parameters are kept.
+        mesh: devices along each axis, such as data=2,fsdp=4, of data, fsdp, tensor, sequence and expert; their product
+            is the number of devices. None: one device, or all those of several processes as data.
+        mesh_between: how often each axis of the mesh is repeated over slices (or hosts) with a slow network between
+            them, such as data=2.
     """
 
     preset: str = "default"
@@ -54,6 +62,8 @@ class SourceOptions:
     seed: int = 0
     dtype: Dtype = "float32"
     param_dtype: Dtype = "float32"
+    mesh: str | None = None
+    mesh_between: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,17 +80,26 @@ class TrainingOptions(SourceOptions):
         schedule: what the learning rate does after the warm-up.
         warmup: share of the updates in which the learning rate rises from 0.
         weight_decay: decoupled decay, per unit of learning rate.
+        moments: how Adam's moments are stored: 8 bytes a parameter (float32), 4 (bfloat16) or 2 (int8).
         max_grad_norm: gradients with a larger global norm are scaled down to it.
-        remat: what a layer keeps for the backward pass: everything ("none"), products ("dots") or its input ("full").
+        accumulate: microbatches that an update sees one after the other (of PPO, an optimiser step), which needs less
+            memory and changes no number; divides the rows of the batch (of a minibatch).
+        attention: how attention is computed: in whole ("reference"), in blocks, which travel between the devices of a
+            mesh with a sequence axis ("ring"), or by the kernel for TPUs ("splash").
+        remat: what a layer keeps for the backward pass, see `ModelConfig.remat`.
         adapter: train an adapter and leave the model's own parameters as they are; None: train all parameters.
         rank: rank of the adapter.
         alpha: scale of the adapter: what it adds is multiplied by alpha / rank.
         targets: the projections that the adapter changes: query, key, value, output, gate, up, down.
         log_every: updates between two lines of metrics.
         evaluate_every: updates between two evaluations; None: before and after training only.
-        save_every: updates between two checkpoints; None: at the end only (and when interrupted).
+        save_every: updates between two checkpoints; None: at the end only (and when interrupted). The newest two are
+            kept.
+        keep_best: keep the best checkpoint too, by a metric of the evaluations: min:eval/nll or
+            max:eval/objective/scores, say; a checkpoint is then written after each evaluation. None: the newest only.
         samples: held-out prompts (or pairs) that are shown in samples.md.
         response_length: most tokens of a completion in samples.md.
+        split_optimizer: on a mesh, split the optimiser's state over the data axis too.
         tensorboard: write files for TensorBoard too (pip install tensorboardX).
         wandb: project of Weights & Biases to log to as well (pip install wandb).
     """
@@ -94,8 +113,11 @@ class TrainingOptions(SourceOptions):
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: float = 0.03
     weight_decay: float = 0.0
+    moments: Literal["float32", "bfloat16", "int8"] = "float32"
     max_grad_norm: float = 1.0
-    remat: Literal["none", "dots", "full"] = "none"
+    accumulate: int = 1
+    attention: Literal["reference", "ring", "splash"] = "reference"
+    remat: Remat = "none"
     adapter: AdapterKind | None = None
     rank: int = 8
     alpha: float = 16.0
@@ -103,15 +125,17 @@ class TrainingOptions(SourceOptions):
     log_every: int = 10
     evaluate_every: int | None = None
     save_every: int | None = None
+    keep_best: str | None = None
     samples: int = 8
     response_length: int = 64
+    split_optimizer: bool = False
     tensorboard: bool = False
     wandb: str | None = None
 
 
 _AT_LEAST_ONE = (
     *("longest", "batch_size", "most_held_out", "epochs", "steps", "rank", "log_every", "evaluate_every", "save_every"),
-    *("samples", "response_length"),
+    *("samples", "response_length", "accumulate"),
 )
 _POSITIVE = ("learning_rate", "max_grad_norm", "alpha")
 
@@ -143,9 +167,17 @@ def check_options(options: SourceOptions, needed: Sequence[str] = ("model", "dat
     for name in _POSITIVE:
         if name in values and not values[name] > 0:
             raise ValueError(f"{word(name)} is {values[name]}: give more than 0.")
+    parts = values.get("accumulate", 1)
+    if options.batch_size % parts:
+        raise ValueError(
+            f"--batch-size {options.batch_size} does not split into --accumulate {parts} microbatches "
+            f"({options.batch_size} / {parts} = {options.batch_size / parts:.6g}): choose a divisor."
+        )
     for name in ("held_out", "warmup"):
         if name in values and not 0 <= values[name] < 1:
             raise ValueError(f"{word(name)} is {values[name]}: give a share from 0 to less than 1.")
+    if values.get("keep_best") is not None:
+        parse_best(values["keep_best"])
     if options.seed < 0:
         raise ValueError(f"--seed is {options.seed}: give 0 or more.")
     if options.resume and options.overwrite:

@@ -9,6 +9,7 @@ from rlhf_jax.data.prompts import render
 from rlhf_jax.data.tokenization import Examples, Prompt, tokenize_prompts
 from rlhf_jax.sampling.filters import SamplingConfig
 from rlhf_jax.sampling.stop_tokens import folder_stop_tokens
+from rlhf_jax.training.devices import placing
 from rlhf_jax.training.sources import Source
 from rlhf_jax.types import Prompts, Rollout
 
@@ -65,7 +66,7 @@ def collate_prompts(source: Source, items: Sequence[PromptRow], response_length:
     """A function that makes a `PromptBatch` of `PromptRow`s, padded to one of a few lengths chosen for all `items`."""
     room = source.config.context_length - response_length
     lengths = sorted({min(length, room) for length in bucket_lengths([item.length for item in items], buckets)})
-    pad = collate(pad_prompts, lengths, source.pad)
+    pad = placing(collate(pad_prompts, lengths, source.pad))
     return lambda chosen: PromptBatch(pad([item.prompt for item in chosen]), [item.row for item in chosen])
 
 

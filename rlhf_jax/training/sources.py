@@ -16,6 +16,9 @@ from rlhf_jax.data.tokenization import Examples, describe_dropped, padding_id
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.huggingface import check_tokenizer, load_config, load_policy, load_reward_model, load_tokenizer
 from rlhf_jax.models.huggingface.folders import local_folder, read_json
+from rlhf_jax.parallel.mesh import check_model
+from rlhf_jax.parallel.sharding import on
+from rlhf_jax.training.devices import check_rows, current_mesh, placing
 from rlhf_jax.training.options import SourceOptions, TrainingOptions
 from rlhf_jax.types import Params
 
@@ -31,7 +34,7 @@ class Source(NamedTuple):
     Attributes:
         folder: the Hugging Face folder (of a hub id, where it was downloaded to).
         options: what its `config.json` says.
-        config: the shape, with the dtypes and rematerialisation that the options ask for.
+        config: the shape, with the dtypes, attention and rematerialisation that the options ask for.
         tokenizer: its tokenizer, with the chat template that the options give.
         pad: id that fills batches, see `padding_id`; it is always masked.
         longest: most tokens of a sequence.
@@ -63,16 +66,21 @@ def open_source(options: SourceOptions) -> Source:
     """Reads the model's shape and tokenizer.
 
     Raises:
-        ValueError: the model cannot be read, or it has no room for sequences so long.
+        ValueError: the model cannot be read, it has no room for sequences so long, or the mesh that is set does not
+            divide it or its batches.
     """
     folder = local_folder(options.model)
     config = load_config(folder, options.dtype, options.param_dtype)
     if isinstance(options, TrainingOptions):
-        config = dataclasses.replace(config, remat=options.remat)
+        config = dataclasses.replace(config, remat=options.remat, attention=options.attention)
     if options.longest is not None and options.longest > config.context_length:
         raise ValueError(
             f"--longest is {options.longest}, but the model's context is {config.context_length}: give no more."
         )
+    mesh = current_mesh()
+    if mesh is not None:
+        check_model(config, mesh.shape)
+    check_rows(options.batch_size, None)
     tokenizer = load_tokenizer(folder)
     check_tokenizer(config, tokenizer)
     if options.chat_template is not None:
@@ -87,11 +95,33 @@ def open_source(options: SourceOptions) -> Source:
     )
 
 
+def placement():
+    """Where the mesh that is set has the parameters of a model that is read; None for the default device."""
+    mesh = current_mesh()
+    return None if mesh is None else on(mesh)
+
+
+def read_policy(source: Source, folder: str | Path | None = None) -> Params:
+    """The parameters of the policy, each part where it is to lie.
+
+    Args:
+        source: the model.
+        folder: another folder with a policy of the same shape; None: that of the source.
+
+    Raises:
+        ValueError: it cannot be read, or is of another shape.
+    """
+    shape, params = load_policy(folder or source.folder, source.config.dtype, source.config.param_dtype, placement())
+    if dataclasses.replace(shape, remat=source.config.remat, attention=source.config.attention) != source.config:
+        raise ValueError(f"{folder} holds a model of another shape than --model: give one of the same.")
+    return params
+
+
 def load_trunk(source: Source) -> Params:
     """What a reward model begins with: `{"trunk"}` of a policy, or `{"trunk", "head"}` of a reward model."""
     classes = source.options.get("architectures") or [""]
     load = load_reward_model if classes[0].endswith("ForSequenceClassification") else load_policy
-    _, params = load(source.folder, source.config.dtype, source.config.param_dtype)
+    _, params = load(source.folder, source.config.dtype, source.config.param_dtype, placement())
     return {role: params[role] for role in ("trunk", "head") if role in params}
 
 
@@ -198,7 +228,9 @@ def collate_for(
         lengths += [max(batch)] * len(batch)
     # Rounded up to a multiple of 8, the last length may not fit a context that is none.
     buckets = {min(length, source.config.context_length) for length in bucket_lengths(lengths, BUCKETS)}
-    return collate(pad_items, sorted(buckets), source.pad)
+    for length in buckets:
+        check_rows(None, length)
+    return placing(collate(pad_items, sorted(buckets), source.pad))
 
 
 def count_steps(options: TrainingOptions, rows: int) -> int:

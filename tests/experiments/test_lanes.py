@@ -1,10 +1,13 @@
 """The lanes measurement at a tiny size."""
 
+import functools
 import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+
+from rlhf_jax.laboratory.options import Options
 
 SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "lanes.py"
 
@@ -17,7 +20,9 @@ def script():
     return module
 
 
-def test_it_measures_one_seed_and_several_and_nothing_compiles_after_the_first_call(script, tmp_path):
+def test_it_measures_one_seed_and_several_and_nothing_compiles_after_the_first_call(script, tmp_path, monkeypatch):
+    tiny = dict(pairs=32, rollouts=8, policy_layers=1, width=8)
+    monkeypatch.setattr(script, "Options", functools.partial(Options, **tiny))
     result = script.main(script.Config(out=tmp_path / "run", seeds=2, updates=1, calls=1))
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == result
     assert len(result["rows"]) == 9

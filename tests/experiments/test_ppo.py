@@ -115,6 +115,30 @@ def test_an_ensemble_is_pushed_on_and_a_resumed_run_equals_an_uninterrupted_one(
     assert not list((config.out / "checkpoints").rglob("*reference*"))
 
 
+def test_advpo_compares_with_references_and_its_averages_survive_an_interruption(
+    script, config, pairs, tmp_path, monkeypatch
+):
+    config = dataclasses.replace(
+        config, reward=config.reward[:1], rule="advpo", preferences=pairs, advpo_ema=0.9, advpo_rescale="std"
+    )
+    out = tmp_path / "whole"
+    script.main(dataclasses.replace(config, out=out))
+    lines = [line for line in read_metrics(out / "metrics.jsonl") if "objective/kl" in line]
+    assert [line["step"] for line in lines] == [2, 4]
+    for line in lines:
+        assert line["uncertainty/mean"] > 0 and line["uncertainty/displacement"] > 0 and line["rewards/robust"] < 0
+        assert line["objective/scores"] == pytest.approx(line["rewards/transformed"], abs=1e-5)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "batches", stopping(script.batches, after=3))
+        with pytest.raises(KeyboardInterrupt):
+            script.main(config)
+    script.main(dataclasses.replace(config, resume=True))
+    jax.tree.map(np.testing.assert_array_equal, *(load_policy(folder / "model")[1] for folder in (out, config.out)))
+    resumed = [line for line in read_metrics(config.out / "metrics.jsonl") if "objective/kl" in line][-1]
+    assert resumed["uncertainty/multiplier"] == lines[-1]["uncertainty/multiplier"]
+
+
 def test_a_function_gets_texts_and_columns_and_an_adapter_is_exported(script, config, calls, tiny_model):
     config = dataclasses.replace(
         config, reward=("tiny_rewards:share_of_ascii",), rule="mean", adapter="lora", rank=2, steps=2, target_kl=1.0
@@ -142,6 +166,9 @@ def test_a_function_gets_texts_and_columns_and_an_adapter_is_exported(script, co
         ({"reward": ("nowhere",)}, "there is no folder nowhere"),
         ({"reward": ("absent_module:f",)}, "absent_module"),
         ({"rule": "mean", "penalty": 0.5}, "the rule mean has no coefficient"),
+        ({"rule": "advpo"}, "--rule advpo needs --preferences FILE"),
+        ({"rule": "advpo", "preferences": Path("pairs.jsonl")}, "--rule advpo is for one reward model, and --reward"),
+        ({"preferences": Path("pairs.jsonl")}, "--rule worst_case does not use --preferences"),
         ({"minibatches": 3}, "--batch-size 4 does not split into 3 --minibatches"),
         ({"temperature": 0.0}, "PPO samples from the policy itself"),
         ({"response_length": 64}, "leave no room for a prompt"),

@@ -42,6 +42,7 @@ def test_members_of_different_shapes_are_scored_side_by_side():
         alone = reward_scorer(config)(tree, tokens, mask).mean
         np.testing.assert_allclose(score.members[row], alone - offset[row], rtol=1e-6)
     np.testing.assert_array_equal(score.mean, score.members[0])
+    np.testing.assert_allclose(score.features, reward_scorer(SMALL)(trees[0], tokens, mask).features, rtol=1e-6)
     rewards = {rule: RULES[rule].apply(score, None, rule_state(rule))[0] for rule in RULES}
     spread = np.abs(score.members[0] - score.members[1]) / 2
     np.testing.assert_allclose(rewards["mean"], score.members.mean(axis=0), rtol=1e-6)
