@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rlhf_jax.models.chunked_logprobs import hidden_logprob, positions_at_once
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.memory import on_device
-from rlhf_jax.models.partitioning import axes_of, constrain, mesh_sizes
+from rlhf_jax.models.partitioning import axes_of, constrain, gather_width, mesh_sizes
 from rlhf_jax.models.transformer import Hidden, apply_trunk, init_trunk
 from rlhf_jax.types import Params, Rollout, at_least_float32, wide
 
@@ -117,8 +117,9 @@ def token_scores(
 def _unembedding(config: ModelConfig, params: Params, dtype: jnp.dtype) -> tuple[Array, int]:
     """The kernel of the logits in this dtype, its width gathered on a mesh, and the axis that counts tokens."""
     if config.tied_embeddings:
-        return constrain(on_device(params["trunk"]["embed"]["embedding"]).astype(dtype), "vocabulary", None), 0
-    return constrain(on_device(params["unembedding"]).astype(dtype), None, "vocabulary"), 1
+        kernel = on_device(params["trunk"]["embed"]["embedding"]).astype(dtype)
+        return gather_width(kernel, "vocabulary", "width"), 0
+    return gather_width(on_device(params["unembedding"]).astype(dtype), "width", "vocabulary"), 1
 
 
 def _parts(name: str, size: int) -> int:

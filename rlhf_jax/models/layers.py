@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from rlhf_jax.models.adapters import adapted
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.partitioning import constrain
+from rlhf_jax.models.partitioning import constrain, gather_width
 from rlhf_jax.types import wide
 
 ACTIVATIONS = {
@@ -72,6 +72,7 @@ class Table(nn.Module):
         init = nn.with_logical_partitioning(nn.initializers.normal(config.initializer_range), (self.axis, "width"))
         table = self.param("embedding", init, (self.rows, config.width), config.param_dtype).astype(config.dtype)
         # On a mesh the width is gathered before the look-up: it is split over the same devices as the rows of a batch.
+        # So is the gradient, which is added up whole: split at once, it would need the tokens of all rows everywhere.
         return jnp.take(constrain(table, self.axis, None), ids, axis=0)
 
 
@@ -100,6 +101,8 @@ class Linear(nn.Module):
             vector = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
             params["bias"] = self.param("bias", vector, (self.features,), config.param_dtype)
         params = {name: leaf.astype(config.dtype) for name, leaf in params.items()}
+        if x.ndim < 3 or x.shape[1] > 1:  # for one token a row it can be cheaper to send activations
+            params["kernel"] = gather_width(params["kernel"], *self.axes)
         if self.has_variable("params", "adapter"):
             params["adapter"] = self.get_variable("params", "adapter")
         return adapted(x.astype(config.dtype), params)

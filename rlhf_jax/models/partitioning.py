@@ -109,3 +109,23 @@ def constrain(x: Shaped[Array, "*shape"], *names: str | None) -> Shaped[Array, "
     if math.prod(sizes.values()) == 1:
         return x
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def gather_width(parameter: Shaped[Array, "*shape"], *names: str | None) -> Shaped[Array, "*shape"]:
+    """A parameter for use: on a mesh its width is put together, and its gradient is split again where it arises.
+
+    Without the second half the sum of the gradient over the devices would be kept whole on each of them.
+
+    Args:
+        parameter: the kernel or table, split as `names` say.
+        *names: one logical name an axis.
+    """
+    if mesh_sizes().get("fsdp", 1) == 1:
+        return parameter
+
+    @jax.custom_vjp
+    def gathered(parameter: Array) -> Array:
+        return constrain(parameter, *(None if name == "width" else name for name in names))
+
+    gathered.defvjp(lambda parameter: (gathered(parameter), None), lambda _, gradient: (constrain(gradient, *names),))
+    return gathered(parameter)

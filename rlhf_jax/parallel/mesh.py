@@ -116,16 +116,22 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None, between: M
         )
     kinds = (AxisType.Auto,) * len(MESH_AXES)
     inner = tuple(shape.sizes.values())
-    if between.devices == 1:
-        return jax.make_mesh(inner, MESH_AXES, axis_types=kinds, devices=devices)
     from jax.experimental import mesh_utils
 
+    if between.devices == 1:
+        # An axis of the mesh may be a part of an axis of a TPU's torus: the links are the same.
+        grid = mesh_utils.create_device_mesh(inner, devices, allow_split_physical_axes=True)
+        return Mesh(grid, MESH_AXES, axis_types=kinds)
     # GPUs and CPUs have no slices: there a process (a host) is what the fast network ends at.
     slices = {getattr(device, "slice_index", None) for device in devices}
     by_process = None in slices or len(slices) == 1
     try:
         grid = mesh_utils.create_hybrid_device_mesh(
-            inner, tuple(between.sizes.values()), devices, process_is_granule=by_process
+            inner,
+            tuple(between.sizes.values()),
+            devices,
+            process_is_granule=by_process,
+            allow_split_physical_axes=True,
         )
     except ValueError as error:
         what = "processes" if by_process else "slices"

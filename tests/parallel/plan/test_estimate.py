@@ -116,7 +116,7 @@ def test_a_tpu_program_over_its_memory_is_reported_with_the_sizes():
     assert phase.compiled.needed >= 16 * 2**30
     assert "over the memory of a device: it needs" in notes(phase)[0]
     assert as_json(plan)["seconds"] is None
-    small = make_plan(doubling(topology), topology, "fsdp=4")
-    assert small.fits and small.phases[0].compiled.arguments == 2**20
+    small = make_plan(doubling(topology, width=2048), topology, "fsdp=4")
+    assert small.fits and small.phases[0].compiled.arguments == 4 * 2**20
     step = doubling(topology)
     assert device_bytes(step.roles) == 2 * 2**20 and whole_bytes(step.roles) == 8 * 2**20
