@@ -40,6 +40,7 @@ class Config(TrainingOptions):
     """Options of direct preference optimisation.
 
     Attributes:
+        response_length: most tokens of a completion in samples.md.
         reference: Hugging Face folder of the reference policy, of the same shape; None: the model at the start.
         beta: how strongly the policy is held to its reference, reward units a nat.
         label_smoothing: share of the labels that are taken to be wrong, below 1/2.
@@ -47,6 +48,7 @@ class Config(TrainingOptions):
     """
 
     learning_rate: float = 1e-5
+    response_length: int = 64
     reference: str | None = None
     beta: float = 0.1
     label_smoothing: float = 0.0

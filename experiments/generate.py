@@ -49,6 +49,7 @@ class Config(SourceOptions):
     """Options of generation.
 
     Attributes:
+        seed: of the draws.
         samples: completions a prompt.
         response_length: most tokens of a completion.
         temperature: of the draws; 0 takes the most likely token.
@@ -57,6 +58,7 @@ class Config(SourceOptions):
         min_p: draw from tokens at least this fraction as likely as the most likely one; 0: from all.
     """
 
+    seed: int = 0
     samples: int = 1
     response_length: int = 256
     temperature: float = 1.0

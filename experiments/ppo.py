@@ -81,6 +81,7 @@ class Config(TrainingOptions, AdversarialOptions):
     rule: Rule | Literal["advpo"] = "mean"
     penalty: float | None = None
     reference_samples: int = 256
+    response_length: int = 64
     temperature: float = 1.0
     kl: float = 0.05
     target_kl: float | None = None
@@ -143,8 +144,9 @@ def main(config: Config) -> dict:
         controller,
         adapter=adapter,
     )
-    longest = collate(data.train[:1]).prompts.tokens.shape[1] + config.response_length
-    check_rows(config.batch_size // config.minibatches, longest, "rows of a minibatch")
+    longest = collate(data.train[: config.batch_size]).prompts.tokens.shape[1] + config.response_length
+    parts = config.minibatches * config.accumulate
+    check_rows(config.batch_size // parts, longest, "rows of a minibatch (with --accumulate, of a part of it)")
     combined = "single" if adversarial else config.rule
     reward = read_reward(config.reward, combined, config.penalty, source.config, source.tokenizer, longest, placement())
     if adversarial and callable(reward):
@@ -162,7 +164,7 @@ def main(config: Config) -> dict:
             prompts, size = (lambda rows: collate(rows).prompts), config.batch_size
             return generate_batches(source.config, policy, items, prompts, size, reference_key, sampling)
 
-        params = centred(reward, [taken for _, taken in draw(data.train[: config.reference_samples])])
+        params = centred(reward, list(draw(data.train[: config.reference_samples])))
         scorer = members_scorer([member.config for member in reward])
         if adversarial:
             score = partial(jax.jit(scorer), params)

@@ -28,7 +28,7 @@ from rlhf_jax.data.pipeline import batches
 from rlhf_jax.data.tokenization import tokenize_demonstrations
 from rlhf_jax.training.command_line import run, started
 from rlhf_jax.training.compilation import CompileClock
-from rlhf_jax.training.devices import layout, on_devices, placing, start
+from rlhf_jax.training.devices import check_rows, layout, on_devices, placing, start
 from rlhf_jax.training.export import export_policy
 from rlhf_jax.training.held_out import bootstrap_row, over_rows
 from rlhf_jax.training.options import TrainingOptions
@@ -43,9 +43,11 @@ class Config(TrainingOptions):
     """Options of supervised fine-tuning.
 
     Attributes:
+        response_length: most tokens of a completion in samples.md.
         packing: put several short rows into one of --longest tokens; each attends to itself only.
     """
 
+    response_length: int = 64
     packing: bool = False
 
 
@@ -70,6 +72,7 @@ def main(config: Config) -> dict:
     padded = collate_for(pad_demonstrations, source, data.held_out, data.train, config.batch_size)
     rows, collate = data.train, padded
     if config.packing:
+        check_rows(None, source.longest)
         rows = group(data.train, source.longest)
         padded = collate_for(pad_demonstrations, source, data.held_out)
         collate = placing(partial(pad_packed, length=source.longest, pad=source.pad))

@@ -22,8 +22,8 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from rlhf_jax.models.config import Experts, ModelConfig
 from rlhf_jax.models.layers import ACTIVATIONS, Linear
-from rlhf_jax.models.partitioning import axes_of, mesh_sizes
-from rlhf_jax.models.shares import divided, on_shares
+from rlhf_jax.models.partitioning import axes_of, divided, mesh_sizes
+from rlhf_jax.models.shares import on_shares
 from rlhf_jax.types import at_least_float32, wide
 
 AXES = {

@@ -4,7 +4,6 @@ Roles are plain dictionaries: a policy is `{"trunk", "unembedding"}` (no `unembe
 value net or a reward model is `{"trunk", "head"}`, and a value head on the policy's trunk is just `{"head"}`.
 """
 
-import math
 from functools import partial
 from typing import Literal
 
@@ -16,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rlhf_jax.models.chunked_logprobs import hidden_logprob, positions_at_once
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.memory import on_device
-from rlhf_jax.models.partitioning import axes_of, constrain, gather_width, mesh_sizes
+from rlhf_jax.models.partitioning import constrain, gather_width, parts_of
 from rlhf_jax.models.transformer import Hidden, apply_trunk, init_trunk
 from rlhf_jax.types import Params, Rollout, at_least_float32, wide
 
@@ -92,8 +91,8 @@ def token_scores(
         ValueError: the temperature is a Python number that is not positive.
     """
     kernel, vocabulary_axis = _unembedding(config, params, states.dtype)
-    rows, positions = _parts("batch", states.shape[0]), _parts("tokens", states.shape[1])
-    vocabulary = config.vocab_size // _parts("vocabulary", config.vocab_size)
+    rows, positions = parts_of("batch", states.shape[0]), parts_of("tokens", states.shape[1])
+    vocabulary = config.vocab_size // parts_of("vocabulary", config.vocab_size)
     score = partial(
         hidden_logprob,
         temperature=temperature,
@@ -120,13 +119,6 @@ def _unembedding(config: ModelConfig, params: Params, dtype: jnp.dtype) -> tuple
         kernel = on_device(params["trunk"]["embed"]["embedding"]).astype(dtype)
         return gather_width(kernel, "vocabulary", "width"), 0
     return gather_width(on_device(params["unembedding"]).astype(dtype), "width", "vocabulary"), 1
-
-
-def _parts(name: str, size: int) -> int:
-    """Among how many devices the mesh that is set splits a logical axis of this size; 1 if it does not."""
-    sizes = mesh_sizes()
-    over = math.prod(sizes[axis] for axis in axes_of(name, sizes))
-    return over if size % over == 0 else 1
 
 
 def apply_head(head: Params, features: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:

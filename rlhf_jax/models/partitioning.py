@@ -79,15 +79,27 @@ def mesh_sizes() -> dict[str, int]:
     }
 
 
-def local_size(name: str, size: int) -> int:
-    """How much of a logical axis of this size one device of the mesh that is set holds.
+def divided(names: Sequence[str | None], shape: Sequence[int]) -> tuple[str | None, ...]:
+    """The names of the axes that the mesh that is set divides, and None for those that it does not.
 
     Example:
-        >>> local_size("batch", 8)  # no mesh is set
-        8
+        >>> divided(("batch", "tokens"), (3, 5))  # no mesh is set
+        ('batch', 'tokens')
     """
     sizes = mesh_sizes()
-    return size // math.prod(sizes[axis] for axis in axes_of(name, sizes))
+    over = [math.prod(sizes[axis] for axis in axes_of(name, sizes)) for name in names]
+    return tuple(None if size % count else name for name, size, count in zip(names, shape, over, strict=True))
+
+
+def parts_of(name: str, size: int) -> int:
+    """Among how many devices the mesh that is set splits a logical axis of this size; 1 where it does not divide it.
+
+    Example:
+        >>> parts_of("batch", 8)  # no mesh is set
+        1
+    """
+    sizes = mesh_sizes()
+    return math.prod(sizes[axis] for name in divided((name,), (size,)) for axis in axes_of(name, sizes))
 
 
 def constrain(x: Shaped[Array, "*shape"], *names: str | None) -> Shaped[Array, "*shape"]:
@@ -101,20 +113,16 @@ def constrain(x: Shaped[Array, "*shape"], *names: str | None) -> Shaped[Array, "
         *names: one logical name an axis, None for one that is not split.
     """
     sizes = mesh_sizes()
-    divided = [
-        name if x.shape[place] % math.prod(sizes[axis] for axis in axes_of(name, sizes)) == 0 else None
-        for place, name in enumerate(names)
-    ]
-    spec = partition_spec(divided, sizes)
     if math.prod(sizes.values()) == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, spec)
+    return jax.lax.with_sharding_constraint(x, partition_spec(divided(names, x.shape), sizes))
 
 
 def gather_width(parameter: Shaped[Array, "*shape"], *names: str | None) -> Shaped[Array, "*shape"]:
     """A parameter for use: on a mesh its width is put together, and its gradient is split again where it arises.
 
-    Without the second half the sum of the gradient over the devices would be kept whole on each of them.
+    Without the second half the sum of the gradient over the devices would be kept whole on each of them. It is a rule
+    for reverse mode: on a mesh with `fsdp`, forward mode (`jax.jvp`) raises a TypeError.
 
     Args:
         parameter: the kernel or table, split as `names` say.

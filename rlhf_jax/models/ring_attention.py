@@ -19,8 +19,8 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from rlhf_jax.models.attention import Places, logits_of, sees
-from rlhf_jax.models.partitioning import axes_of, mesh_sizes
-from rlhf_jax.models.shares import divided, on_shares
+from rlhf_jax.models.partitioning import axes_of, divided, mesh_sizes
+from rlhf_jax.models.shares import on_shares
 from rlhf_jax.types import wide
 
 

@@ -10,21 +10,9 @@ from typing import Any
 
 import jax
 
-from rlhf_jax.models.partitioning import axes_of, mesh_sizes, partition_spec
+from rlhf_jax.models.partitioning import mesh_sizes, partition_spec
 
 Names = tuple[str | None, ...]
-
-
-def divided(names: Names, shape: Sequence[int]) -> Names:
-    """The names of the axes that the mesh that is set divides, and None for those that it does not.
-
-    Example:
-        >>> divided(("batch", "tokens"), (3, 5))  # no mesh is set
-        ('batch', 'tokens')
-    """
-    sizes = mesh_sizes()
-    over = [math.prod(sizes[axis] for axis in axes_of(name, sizes)) for name in names]
-    return tuple(None if size % count else name for name, size, count in zip(names, shape, over, strict=True))
 
 
 def on_shares(
@@ -35,7 +23,7 @@ def on_shares(
     Args:
         function: takes shares and gives the share of one array; it may use collectives over the axes of the mesh.
         names: for each argument the logical names of its axes, or of those of all its leaves; all of them must divide
-            (see `divided`).
+            (see `partitioning.divided`).
         out: the logical names of the axes of the result.
         check_vma: whether JAX checks what differs between devices; kernels in Pallas do not say it.
 

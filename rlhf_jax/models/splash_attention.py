@@ -12,8 +12,8 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.models.attention import Places
-from rlhf_jax.models.partitioning import mesh_sizes
-from rlhf_jax.models.shares import divided, on_shares
+from rlhf_jax.models.partitioning import divided, mesh_sizes
+from rlhf_jax.models.shares import on_shares
 
 BLOCKS = (512, 256, 128)
 """Queries and keys of one step of the kernel: the first of these that divides the row, filled up to a multiple of

@@ -85,16 +85,6 @@ def barrier(name: str, seconds: float = PATIENCE_SECONDS) -> None:
     exchanged(None, name, seconds)
 
 
-def agreed(value: Any, name: str) -> Any:
-    """The value of process 0, on every process; see `exchanged`.
-
-    Example:
-        >>> agreed("2025-01-31_14-05-09", "the time of the run")
-        '2025-01-31_14-05-09'
-    """
-    return exchanged(value if first_process() else None, name)[0]
-
-
 def together(work: Callable[[], Any], name: str) -> list[Any]:
     """Does some work on every process; if it fails on one, it fails on all, so that none waits for the others in vain.
 

@@ -136,11 +136,6 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, partition_spec(("batch",), mesh.shape))
 
 
-def divides(rows: int, mesh: Mesh) -> bool:
-    """Whether the devices that share the rows of a batch can share so many equally."""
-    return rows % math.prod(mesh.shape[axis] for axis in axes_of("batch", mesh.shape)) == 0
-
-
 def place_batch(batch: Any, mesh: Mesh) -> Any:
     """A batch on the mesh, its rows split over the devices.
 
@@ -168,7 +163,7 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, batch)
 
 
-def reshard(tree: Params, mesh: Mesh, configs: Sequence[ModelConfig]) -> Params:
+def reshard(tree: Params, mesh: Mesh, configs: Sequence[ModelConfig], dtype: str | None = None) -> Params:
     """Parameters in the layout of another mesh: over the same devices (tensor-parallel decoding of a policy that is
     trained fsdp, say), or over those of another role.
 
@@ -176,7 +171,10 @@ def reshard(tree: Params, mesh: Mesh, configs: Sequence[ModelConfig]) -> Params:
         tree: parameters, on any mesh or device.
         mesh: where to.
         configs: see `infer`.
+        dtype: cast to it first, so that fewer bytes travel: that of the computation, for rollouts; None: as they are.
     """
+    if dtype is not None:
+        tree = jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
     return jax.device_put(tree, infer(tree, mesh, configs))
 
 

@@ -4,6 +4,7 @@ Members may differ in shape: each has its own trunk, so they are not stacked (`b
 for members of one shape). They read the tokens that the policy wrote, so all must know its vocabulary.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -83,12 +84,13 @@ def members_scorer(configs: Sequence[ModelConfig]):
     return score
 
 
-def centred(members: Sequence[Member], reference: Sequence[Rollout]) -> MemberParams:
+def centred(members: Sequence[Member], reference: Sequence[tuple[list[int], Rollout]]) -> MemberParams:
     """The parameters of reward models whose zero is their mean score on reference responses.
 
     Args:
         members: one reward model or several.
-        reference: responses of the initial policy.
+        reference: batches of responses of the initial policy, each with the places of its prompts, as
+            `sampling.batches.generate_batches` gives them. A place that comes again filled up a batch and counts once.
 
     Raises:
         ValueError: a member's score of a reference response is not finite.
@@ -102,10 +104,11 @@ def centred(members: Sequence[Member], reference: Sequence[Rollout]) -> MemberPa
 
     trees = tuple(member.params for member in members)
     raw = MemberParams(trees=trees, offset=jnp.zeros(len(trees), jnp.float32))
-    scores = [scores_of(raw, taken) for taken in reference]
-    for number, values in enumerate(np.concatenate(scores, axis=1)):
+    scores = np.concatenate([scores_of(raw, taken) for _, taken in reference], axis=1)
+    for number, values in enumerate(scores):
         check_rewards(values, f"reward model {number} (counting from 0)")
-    return raw.replace(offset=member_offset(jnp.concatenate(scores, axis=1)))
+    _, first = np.unique(np.concatenate([places for places, _ in reference]), return_index=True)
+    return raw.replace(offset=member_offset(jnp.asarray(scores[:, np.sort(first)])))
 
 
 def rule_state(rule: Rule, coefficient: float | None = None) -> Any:
@@ -138,7 +141,7 @@ def load_members(
 
     Args:
         folders: the folders, or hub ids.
-        policy: shape of the policy whose tokens they are to read; they are loaded in its dtypes.
+        policy: shape of the policy whose tokens they are to read; they have its dtypes and its kind of attention.
         tokenizer: of the policy.
         longest: most tokens of a prompt and its response.
         placement: where their parameters lie, see `huggingface.load_policy`.
@@ -148,7 +151,9 @@ def load_members(
     """
     for folder in folders:
         check_member(folder, policy, tokenizer, longest)
-    return [Member(*load_reward_model(folder, policy.dtype, policy.param_dtype, placement)) for folder in folders]
+    members = [load_reward_model(folder, policy.dtype, policy.param_dtype, placement) for folder in folders]
+    how = dict(attention=policy.attention, attention_block=policy.attention_block)
+    return [Member(dataclasses.replace(config, **how), params) for config, params in members]
 
 
 def check_member(folder: str, policy: ModelConfig, tokenizer: Any, longest: int) -> None:

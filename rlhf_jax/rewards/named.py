@@ -25,7 +25,8 @@ def read_reward(
         names: folders (or hub ids) of reward models; or one function, as `module:function`.
         rule: what becomes of the scores of several reward models.
         penalty: see `members.rule_state`.
-        policy: shape of the policy whose tokens reward models are to read; they are loaded in its dtypes.
+        policy: shape of the policy whose tokens reward models are to read; they have its dtypes and its kind of
+            attention.
         tokenizer: of the policy.
         longest: most tokens of a prompt and its response.
         placement: where the parameters of reward models lie, see `huggingface.load_policy`.

@@ -1,5 +1,6 @@
 """Responses to any number of prompts: batches of a few shapes, so that a handful of programs serves a whole file."""
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -8,6 +9,7 @@ import jax
 from jaxtyping import Array
 
 from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.partitioning import axes_of, mesh_sizes
 from rlhf_jax.sampling.filters import SamplingConfig
 from rlhf_jax.sampling.generate import generate
 from rlhf_jax.types import Params, Prompts, Rollout
@@ -35,6 +37,22 @@ def plan_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
+def rows_at_once(batch_size: int, rows: int) -> int:
+    """Rows of a batch where there may not be enough to fill one: no more than needed, and divided by the mesh.
+
+    Args:
+        batch_size: rows of a full batch, which the mesh that is set divides.
+        rows: how many rows there are in all.
+
+    Example:
+        >>> rows_at_once(8, 100), rows_at_once(8, 3)
+        (8, 3)
+    """
+    sizes = mesh_sizes()
+    devices = math.prod(sizes[axis] for axis in axes_of("batch", sizes))
+    return min(batch_size, max(-(-rows // devices), 1) * devices)
+
+
 def generate_batches(
     config: ModelConfig,
     params: Params,
@@ -55,7 +73,7 @@ def generate_batches(
         params: the policy tree; adapters may be attached.
         items: N prompts with a `length`, in tokens.
         collate: makes `Prompts` of items, padded to one of a few lengths; each length is compiled once.
-        batch_size: rows a batch; a last one that is not full is filled up with its last item.
+        batch_size: rows a batch, see `rows_at_once`; one that is not full is filled up with its last item.
         key: a typed key.
         sampling: length, stop tokens, temperature and filters.
         done: places of `items` that are not needed; a batch of nothing else is left out.
@@ -66,7 +84,7 @@ def generate_batches(
     Raises:
         ValueError: see `generate`.
     """
-    batch_size, done = min(batch_size, max(len(items), 1)), set(done)
+    batch_size, done = rows_at_once(batch_size, len(items)), set(done)
     for places in plan_batches([item.length for item in items], batch_size):
         if done.issuperset(places):
             continue

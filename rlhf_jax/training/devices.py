@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.parallel.distributed import initialise, printing_first, process_count
 from rlhf_jax.parallel.mesh import MeshShape, check_batch, make_mesh, parse_mesh
-from rlhf_jax.parallel.sharding import divides, initialised, place_batch
+from rlhf_jax.parallel.sharding import initialised, place_batch
 from rlhf_jax.training.options import SourceOptions, TrainingOptions
 
 
@@ -27,6 +27,7 @@ def on_devices(main: Callable[[Any], dict]) -> Callable[[Any], dict]:
         with printing_first():
             mesh = mesh_of(shape, between)
             if mesh is None:
+                check_without_mesh(config)
                 return main(config)
             with jax.set_mesh(mesh):
                 return main(config)
@@ -57,6 +58,17 @@ def mesh_of(shape: MeshShape | None, between: MeshShape | None = None) -> Mesh |
             print(f"{idle} of {idle + 1} devices are not used: give --mesh, such as data={idle + 1}", flush=True)
         return None
     return make_mesh(shape or MeshShape(data=len(jax.devices())), between=between)
+
+
+def check_without_mesh(options: SourceOptions) -> None:
+    """Refuses options that a run on one device would pass over.
+
+    Raises:
+        ValueError: the sentence names the option.
+    """
+    for name in ("split_optimizer", "offload_reference"):
+        if vars(options).get(name):
+            raise ValueError(f"--{name.replace('_', '-')} is for a run on a mesh: give --mesh as well.")
 
 
 def current_mesh() -> Mesh | None:
@@ -103,15 +115,9 @@ def check_rows(rows: int | None, tokens: int | None, what: str = "rows of a batc
 
 
 def placing(collate: Callable[..., Any]) -> Callable[..., Any]:
-    """The same collate, whose batches lie split over the mesh that is set now; as it is where there is none.
-
-    A batch that the mesh does not divide, of a few held-out rows say, stays on the host.
-    """
+    """The same collate, whose batches lie split over the mesh that is set now; as it is where there is none."""
     mesh = current_mesh()
     if mesh is None:
         return collate
 
-    def placed(items: Sequence[Any]) -> Any:
-        return place_batch(collate(items), mesh) if divides(len(items), mesh) else collate(items)
-
-    return placed
+    return lambda items: place_batch(collate(items), mesh)

@@ -8,6 +8,7 @@ import numpy as np
 
 from rlhf_jax.evaluation.statistics import bootstrap
 from rlhf_jax.parallel.meetings import gathered
+from rlhf_jax.sampling.batches import rows_at_once
 
 DRAWS = 2000
 
@@ -21,13 +22,13 @@ def over_rows(
         score: `score(batch)`: a pytree of arrays whose first axis counts the rows; jitted by the caller.
         items: N ≥ 1 tokenised rows with a `length`.
         collate: makes a batch of items.
-        batch_size: rows a batch.
+        batch_size: rows a batch, see `sampling.batches.rows_at_once`.
 
     Returns:
         The pytree with numpy arrays whose first axis counts the items, in their order.
     """
     order = sorted(range(len(items)), key=lambda place: -items[place].length)
-    batch_size, parts = min(batch_size, len(order)), []
+    batch_size, parts = rows_at_once(batch_size, len(order)), []
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
         filled = places + places[-1:] * (batch_size - len(places))

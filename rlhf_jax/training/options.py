@@ -37,7 +37,6 @@ class SourceOptions(Distributed):
         longest: most tokens a sequence may have; longer rows are dropped and counted. None: the model's context, at
             most 1024.
         batch_size: rows a batch.
-        seed: everything random follows from it, but for which rows are held out.
         dtype: dtype of the computation; losses and logits are float32 at least.
         param_dtype: dtype in which parameters are kept.
         mesh: devices along each axis, such as data=2,fsdp=4, of data, fsdp, tensor, sequence and expert; their product
@@ -59,7 +58,6 @@ class SourceOptions(Distributed):
     chat_template: Path | None = None
     longest: int | None = None
     batch_size: int = 32
-    seed: int = 0
     dtype: Dtype = "float32"
     param_dtype: Dtype = "float32"
     mesh: str | None = None
@@ -71,6 +69,7 @@ class TrainingOptions(SourceOptions):
     """Options of every script that trains a model.
 
     Attributes:
+        seed: everything random follows from it, but for which rows are held out.
         eval_data: rows to evaluate on; None: a part of the data is held out.
         held_out: share of the rows that is held out, all rows of a prompt together; the same for every seed.
         most_held_out: most rows to evaluate on.
@@ -98,12 +97,12 @@ class TrainingOptions(SourceOptions):
         keep_best: keep the best checkpoint too, by a metric of the evaluations: min:eval/nll or
             max:eval/objective/scores, say; a checkpoint is then written after each evaluation. None: the newest only.
         samples: held-out prompts (or pairs) that are shown in samples.md.
-        response_length: most tokens of a completion in samples.md.
         split_optimizer: on a mesh, split the optimiser's state over the data axis too.
         tensorboard: write files for TensorBoard too (pip install tensorboardX).
         wandb: project of Weights & Biases to log to as well (pip install wandb).
     """
 
+    seed: int = 0
     eval_data: Path | None = None
     held_out: float = 0.1
     most_held_out: int = 1000
@@ -127,7 +126,6 @@ class TrainingOptions(SourceOptions):
     save_every: int | None = None
     keep_best: str | None = None
     samples: int = 8
-    response_length: int = 64
     split_optimizer: bool = False
     tensorboard: bool = False
     wandb: str | None = None
@@ -176,9 +174,14 @@ def check_options(options: SourceOptions, needed: Sequence[str] = ("model", "dat
     for name in ("held_out", "warmup"):
         if name in values and not 0 <= values[name] < 1:
             raise ValueError(f"{word(name)} is {values[name]}: give a share from 0 to less than 1.")
+    if values.get("adapter") is not None and values.get("offload_reference"):
+        raise ValueError(
+            "--offload-reference is for a reference that is not used all the time, and --adapter trains on the "
+            "reference itself: leave one of them out."
+        )
     if values.get("keep_best") is not None:
         parse_best(values["keep_best"])
-    if options.seed < 0:
-        raise ValueError(f"--seed is {options.seed}: give 0 or more.")
+    if values.get("seed", 0) < 0:
+        raise ValueError(f"--seed is {values['seed']}: give 0 or more.")
     if options.resume and options.overwrite:
         raise ValueError("--resume goes on with a run and --overwrite replaces it: give one of them.")

@@ -30,7 +30,8 @@ LONGEST_WRITE_SECONDS = 7200
 
 SAME_RUN = (
     *("resume", "overwrite", "strict", "tensorboard", "wandb", "out", "save_every", "keep_best"),
-    *("mesh", "mesh_between", "split_optimizer", "coordinator", "processes", "process_id", "startup_seconds"),
+    *("mesh", "mesh_between", "split_optimizer", "offload_reference", "accumulate", "attention", "remat"),
+    *("coordinator", "processes", "process_id", "startup_seconds"),
 )
 """Options that may differ when a run is taken up again: they change none of its numbers, or by rounding only."""
 

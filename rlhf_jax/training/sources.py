@@ -80,7 +80,8 @@ def open_source(options: SourceOptions) -> Source:
     mesh = current_mesh()
     if mesh is not None:
         check_model(config, mesh.shape)
-    check_rows(options.batch_size, None)
+    parts = vars(options).get("accumulate", 1)
+    check_rows(options.batch_size // parts, None, "rows of a batch" if parts == 1 else "rows of a microbatch")
     tokenizer = load_tokenizer(folder)
     check_tokenizer(config, tokenizer)
     if options.chat_template is not None:

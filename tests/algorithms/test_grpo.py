@@ -175,7 +175,6 @@ def test_a_verifiable_reward_is_raised(config, prompts, adapter):
     state, metrics = training(
         config, options, lambda algorithm: algorithm.init(jax.random.key(1), {"policy": policy}), prompts, adapter
     )
-    print(np.asarray(metrics["objective/scores"])[[0, 20, 40, -1]])
     assert float(metrics["objective/scores"][0]) < 0.3
     assert float(metrics["objective/scores"][-20:].mean()) > 0.4
     if adapter is not None:

@@ -170,6 +170,7 @@ def test_a_function_gets_texts_and_columns_and_an_adapter_is_exported(script, co
         ({"rule": "advpo", "preferences": Path("pairs.jsonl")}, "--rule advpo is for one reward model, and --reward"),
         ({"preferences": Path("pairs.jsonl")}, "--rule worst_case does not use --preferences"),
         ({"minibatches": 3}, "--batch-size 4 does not split into 3 --minibatches"),
+        ({"mesh": "data=8", "adapter": "lora", "offload_reference": True}, "--adapter trains on the reference itself"),
         ({"temperature": 0.0}, "PPO samples from the policy itself"),
         ({"response_length": 64}, "leave no room for a prompt"),
         ({"columns": {"prompt": "question"}}, "not prompt or messages"),

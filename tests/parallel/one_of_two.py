@@ -41,7 +41,7 @@ def meet(number: int) -> dict:
         "processes": process_count(),
         "devices": [len(jax.devices()), len(jax.local_devices())],
         "exchanged": meetings.exchanged({"process": number}, "the numbers"),
-        "agreed": meetings.agreed(["from", number], "a value"),
+        "on first": meetings.on_first(lambda: ["from", number], "a value"),
         "spread": spread(["a", "bb", "ccc"], lengths=[10, 20, 30]),
         "spread over few": spread(["a"], lengths=[1]),
         "errors": [

@@ -45,6 +45,7 @@ DENSE = ModelConfig(
     initializer_range=0.3,
 )
 MIXTURE = dataclasses.replace(DENSE, experts=Experts(count=8, active=2))
+TIED = dataclasses.replace(DENSE, tied_embeddings=True)
 DESCENT = optax.sgd(1.0)
 
 
@@ -99,7 +100,7 @@ def adversarial_ppo(config, on):
     return {"tokens": tokens, "rewards": rewards, "metrics": metrics, "change": change}
 
 
-def offline(algorithm, batch, on):
+def offline(config, algorithm, batch, on):
     """Metrics and the change of the parameters of one update on a batch."""
 
     def run(state, batch):
@@ -107,15 +108,15 @@ def offline(algorithm, batch, on):
         return after, (metrics, jax.tree.map(jnp.subtract, after.params, state.params))
 
     def init(key):
-        return algorithm.init(key, {"policy": init_policy(DENSE, key)})
+        return algorithm.init(key, {"policy": init_policy(config, key)})
 
-    _, (metrics, change) = in_place(run)(on.state(init, DENSE), on.rows(batch))
+    _, (metrics, change) = in_place(run)(on.state(init, config), on.rows(batch))
     return {"metrics": metrics, "change": change}
 
 
 def supervised(on):
-    """One update of SFT."""
-    return offline(sft(DENSE, DESCENT), Demonstrations(**_sequences(5)), on)
+    """One update of SFT, of a policy whose embedding is its unembedding too."""
+    return offline(TIED, sft(TIED, DESCENT), Demonstrations(**_sequences(5)), on)
 
 
 def preferences(on):
@@ -129,7 +130,7 @@ def preferences(on):
         other = init_policy(DENSE, jax.random.fold_in(key, 1))
         return algorithm.init(key, params | {"reference": other})
 
-    return offline(algorithm._replace(init=init), pairs, on)
+    return offline(DENSE, algorithm._replace(init=init), pairs, on)
 
 
 class OneDevice:

@@ -56,7 +56,7 @@ def test_two_processes_tell_one_another_what_they_know(pair):
     for found in learned:
         assert found["processes"] == 2 and found["devices"] == [8, 4]
         assert found["exchanged"] == [{"process": 0}, {"process": 1}]
-        assert found["agreed"] == ["from", 0]
+        assert found["on first"] == ["from", 0]
 
 
 def test_each_process_calls_a_function_for_its_own_rows(pair):
@@ -170,7 +170,7 @@ def test_a_run_of_one_process_is_left_as_it_is(capsys):
     initialise()
     assert distributed.first_process() and distributed.process_count() == 1
     kept = object()
-    assert meetings.agreed(kept, "a value") is kept and meetings.on_first(lambda: kept, "work") is kept
+    assert meetings.on_first(lambda: kept, "work") is kept
     with pytest.raises(ZeroDivisionError):
         meetings.together(lambda: 1 // 0, "a division")
     meetings.barrier("nobody", 0.1)

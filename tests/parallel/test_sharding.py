@@ -9,7 +9,7 @@ from rlhf_jax.algorithms.ppo import PPOConfig, ppo
 from rlhf_jax.models.adapters import AdapterConfig
 from rlhf_jax.models.config import Experts, ModelConfig
 from rlhf_jax.models.heads import init_policy, init_reward_model
-from rlhf_jax.models.partitioning import constrain, local_size
+from rlhf_jax.models.partitioning import constrain, parts_of
 from rlhf_jax.parallel.mesh import MeshShape, make_mesh
 from rlhf_jax.parallel.sharding import infer, initialised, place_batch, replicated, reshard
 from rlhf_jax.sampling.filters import SamplingConfig
@@ -107,6 +107,8 @@ def test_parameters_move_to_the_mesh_of_another_layout_and_to_other_devices():
     train = reshard(tree, make_mesh(MeshShape(fsdp=4), devices[:4]), (MODEL,))
     decode = reshard(train, make_mesh(MeshShape(data=2, tensor=2), devices[:4]), (MODEL,))
     beside = reshard(train, make_mesh(MeshShape(tensor=2), devices[4:6]), (MODEL,))
+    half = reshard(train, make_mesh(MeshShape(tensor=2), devices[4:6]), (MODEL,), "bfloat16")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(half)} == {"bfloat16"}
     kernels = [part["trunk"]["layers"]["query"]["kernel"] for part in (train, decode, beside)]
     assert [kernel.sharding.spec for kernel in kernels] == [
         PartitionSpec(None, "fsdp", None),
@@ -140,6 +142,6 @@ def test_constraints_do_nothing_without_a_mesh_and_leave_whole_what_does_not_div
     x = jnp.ones((3, 4))
     assert constrain(x, "batch", "heads") is x
     with jax.set_mesh(make_mesh(MESH)):
-        assert local_size("batch", 8) == 2 and local_size("tokens", 8) == 8
+        assert parts_of("batch", 8) == 4 and parts_of("batch", 6) == parts_of("tokens", 8) == 1
         split = jax.jit(lambda x: constrain(x, "batch", "heads"))(x)
     assert split.sharding.spec == PartitionSpec(None, "tensor")

@@ -91,3 +91,12 @@ def test_a_reward_is_a_function_or_folders(monkeypatch):
     assert [member.params for member in read_reward(["one", "two"], *rest)] == ["one", "two"]
     with pytest.raises(ValueError, match="there is no folder nowhere"):
         check_member("nowhere", SMALL, tokenizer("abc"), 10)
+
+
+def test_reward_models_compute_as_the_policy_does(monkeypatch):
+    loaded = lambda folder, dtype, param_dtype, placement: (SMALL, {})  # noqa: E731
+    monkeypatch.setattr(members_module, "check_member", lambda *given: None)
+    monkeypatch.setattr(members_module, "load_reward_model", loaded)
+    policy = dataclasses.replace(SMALL, width=2 * SMALL.width, attention="ring", attention_block=3)
+    (member,) = members_module.load_members(["a"], policy, None, 10)
+    assert member.config == dataclasses.replace(SMALL, attention="ring", attention_block=3)

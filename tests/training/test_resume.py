@@ -207,9 +207,9 @@ def test_a_state_comes_back_on_other_devices_without_the_first_ones(tmp_path):
 
 
 def test_a_run_is_reopened_with_the_same_options_only(tmp_path):
-    options = {"steps": 10, "learning_rate": 1e-3, "resume": False, "out": "somewhere"}
+    options = {"steps": 10, "learning_rate": 1e-3, "resume": False, "out": "somewhere", "offload_reference": True}
     created = run_folder.create(tmp_path / "run", "sft", options)
-    again = options | {"resume": True, "out": "elsewhere"}
+    again = options | {"resume": True, "out": "elsewhere", "offload_reference": False}
     assert resume.reopen(tmp_path / "run", "sft", again) == created
     with pytest.raises(
         ValueError, match=r"other options \(learning_rate was 0.001 and is 0.1, steps was 10 and is 20\)"

@@ -104,6 +104,8 @@ def rollout_program(
 ) -> Program:
     """The rollout of an on-policy algorithm, in a layout of its own or that of training.
 
+    In a layout of its own the copy of the policy has the dtype of the computation, see `sharding.reshard`.
+
     Args:
         algorithm: the triple.
         state: shapes of its state.
@@ -115,7 +117,10 @@ def rollout_program(
     """
     model, (rows, new) = machine.model, taken.tokens.shape
     length = taken.prompts.tokens.shape[1]
-    here, same = machine.state(state), machine.mesh == training.mesh
+    same = machine.mesh == training.mesh
+    copied = set() if same else {id(leaf) for leaf in jax.tree.leaves(policy(state))}
+    cast = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, model.dtype) if id(leaf) in copied else leaf  # noqa: E731
+    here = machine.state(jax.tree.map(cast, state))
 
     def rollout(state: Any, prompts: Prompts) -> Rollout:
         return algorithm.rollout(state, prompts)[1]
