@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from rlhf_jax.algorithms.ppo import PPOConfig, ppo
-from rlhf_jax.models import transformer
+from rlhf_jax.models import attention
 from rlhf_jax.models.attention import new_cache
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.heads import init_policy, response_logits, unembed
@@ -163,13 +163,13 @@ def test_9_9_decoding_continues_the_positions_of_a_left_padded_prompt(params, mo
     whole = states(CONFIG, params, tokens, mask).final[:, -1]
     np.testing.assert_allclose(decoded_after_left_padding(params), whole, atol=2e-5)
 
-    counted = transformer.positions_of
+    counted = attention.positions_of
 
     def positions_by_slot(mask, cache=None):
         """The fault: the prompt's positions skip padding, a new token's position is its slot."""
         return counted(mask) if cache is None else jnp.broadcast_to(cache.length[None, None], mask.shape)
 
-    monkeypatch.setattr(transformer, "positions_of", positions_by_slot)
+    monkeypatch.setattr(attention, "positions_of", positions_by_slot)
     faulty = decoded_after_left_padding(params)
     assert (jnp.abs(faulty - whole).max(axis=-1)[padded] > 0.02).all()
 
