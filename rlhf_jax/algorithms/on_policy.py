@@ -1,50 +1,226 @@
-"""What on-policy algorithms have in common: how responses are drawn and read, and the steps taken on a rollout.
+"""What on-policy algorithms have in common: a state, and the one way from prompts to an update.
 
-An algorithm adds what makes it one: a credit for each token (advantages), and a loss of the tokens of a minibatch.
+The life of a batch: responses are drawn (`draw`), the reference reads them, what is fixed about them (advantages,
+returns, weights) is worked out once (`prepare`), and then epochs x minibatches steps are taken: the policy reads its
+rows again (`predict`) and the terms of the loss are reduced over them (`terms`). An algorithm is a choice of these
+pieces; `ppo`, `policy_gradient`, `imitation` and `online_preference` each make one.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from rlhf_jax.algorithms.accumulation import accumulated_gradients
+from rlhf_jax.algorithms.accumulation import accumulated_gradients, by_parts
 from rlhf_jax.algorithms.optimizer import apply_gradients
-from rlhf_jax.losses.kl import kl_estimate
-from rlhf_jax.losses.policy import ratio_metrics
-from rlhf_jax.losses.reduce import mean
+from rlhf_jax.algorithms.rollouts import taken_scores
+from rlhf_jax.algorithms.trained import reference_policy, trainable, without_shared_arrays
+from rlhf_jax.losses.kl import KLController, fixed_kl
+from rlhf_jax.models.adapters import AdapterConfig
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.heads import response_states, token_scores
-from rlhf_jax.models.transformer import apply_trunk
+from rlhf_jax.models.heads import init_policy
 from rlhf_jax.sampling.filters import SamplingConfig
-from rlhf_jax.types import Metrics, Params, Rollout
+from rlhf_jax.types import Algorithm, Metrics, Params, Prompts, Rollout
 
 
-def check_passes(name: str, sampling: SamplingConfig, epochs: int, minibatches: int, accumulate: int) -> None:
-    """Refuses options that no on-policy algorithm can work with.
+@dataclasses.dataclass(frozen=True)
+class OnPolicyConfig:
+    """Options of every on-policy algorithm.
 
-    Args:
-        name: of the algorithm, for messages.
-        sampling: filters are refused, since they change the support of the behaviour policy.
+    Attributes:
+        sampling: how responses are drawn; filters are refused, since they change the support of the behaviour policy.
         epochs: passes over each rollout.
-        minibatches: optimiser steps a pass.
-        accumulate: microbatches an optimiser step.
+        minibatches: optimiser steps a pass; divides what is shuffled (responses, or groups of them).
+        accumulate: microbatches that an optimiser step sees one after the other, to need less memory.
+        target_kl: once the approximate KL of a minibatch to the old policy exceeds this (nats a token), the rest of the
+            update is skipped; None never stops.
 
     Raises:
         ValueError: an option is out of range.
     """
-    if sampling.filtered:
-        raise ValueError(
-            f"{name} samples from the policy itself: "
-            "set temperature > 0, top_k=None, top_p=1 and min_p=0 in its sampling."
+
+    sampling: SamplingConfig
+    epochs: int = 1
+    minibatches: int = 1
+    accumulate: int = 1
+    target_kl: float | None = None
+
+    def __post_init__(self):
+        name = type(self).__name__
+        if self.sampling.filtered:
+            raise ValueError(
+                f"{name} is of an algorithm that samples from the policy itself: "
+                "set temperature > 0, top_k=None, top_p=1 and min_p=0 in its sampling."
+            )
+        passes = (self.epochs, self.minibatches, self.accumulate)
+        if min(passes) < 1:
+            raise ValueError(
+                f"{name} needs at least 1 epoch, 1 minibatch and 1 microbatch, not {', '.join(map(str, passes))}."
+            )
+
+
+@chex.dataclass(frozen=True)
+class PolicyState:
+    """Everything an on-policy algorithm carries from one update to the next.
+
+    Attributes:
+        params: what is trained: the policy, or the adapter that is trained on the reference; of PPO
+            `{"policy": tree, "value": tree}`.
+        reference: the frozen policy that the KL is measured from, and the base of an adapter; None where none is kept.
+        optimizer_state: the optimiser's state.
+        kl_coefficient: the KL controller's state, float32 scalar; replace it to batch over coefficients.
+        key: a typed key, never used twice: the number of rollouts is folded in.
+        step: number of rollouts so far, int32.
+    """
+
+    params: Params
+    reference: Params
+    optimizer_state: optax.OptState
+    kl_coefficient: Float[Array, ""]
+    key: Array
+    step: Int[Array, ""]
+
+
+class Pieces(NamedTuple):
+    """What makes an on-policy algorithm the one that it is.
+
+    Attributes:
+        draw: `draw(params, reference, prompts, key) -> Rollout`; several responses to a prompt follow each other.
+        prepare: `prepare(state, rollout, rewards, reference_logprob) -> (experience, metrics)`, once an update, before
+            the first step. `reference_logprob` [B, T] is None where no reference is kept. The experience is a tree of
+            arrays whose first axis is what is shuffled and split: responses, or groups of them.
+        predict: `predict(params, reference, experience) -> found`: what is read off the parameters being trained, a
+            tree of arrays with that first axis.
+        terms: `terms(found, part, minibatch, kl_coefficient) -> dict` of scalars, the part's shares of those of the
+            minibatch (see `whole` of `losses.reduce.mean`): `loss` is minimised, the others are logged.
+        measure: `measure(found, minibatch) -> metrics` besides, `step_metrics` among them.
+    """
+
+    draw: Callable[[Params, Params, Prompts, Array], Rollout]
+    prepare: Callable[[PolicyState, Rollout, Array, Any], tuple[Any, Metrics]]
+    predict: Callable[[Params, Params, Any], Any]
+    terms: Callable[[Any, Any, Any, Array], Metrics]
+    measure: Callable[[Any, Any], Metrics]
+
+
+def on_policy(
+    config: ModelConfig,
+    options: OnPolicyConfig,
+    optimizer: optax.GradientTransformation,
+    kl: KLController | None,
+    begin: Callable[[Array, Params], tuple[Params, Params, Array]],
+    pieces: Pieces,
+) -> Algorithm:
+    """An on-policy `Algorithm` from its pieces.
+
+    Args:
+        config: shape of the policy.
+        options: of the passes over a rollout.
+        optimizer: an optax optimiser of what is trained.
+        kl: controller of the coefficient of the KL; None: 0.
+        begin: `begin(key, given) -> (trained parameters, reference, key of the state)`, see `begin_with_policy`.
+        pieces: see `Pieces`.
+    """
+    kl = fixed_kl(0.0) if kl is None else kl
+
+    def init(key: Array, params: Params | None = None) -> PolicyState:
+        trained, reference, state_key = begin(key, params or {})
+        state = PolicyState(
+            params=trained,
+            reference=reference,
+            optimizer_state=optimizer.init(trained),
+            kl_coefficient=kl.init(),
+            key=state_key,
+            step=jnp.int32(0),
         )
-    if min(epochs, minibatches, accumulate) < 1:
+        return without_shared_arrays(state)
+
+    def rollout(state: PolicyState, prompts: Prompts) -> tuple[PolicyState, Rollout]:
+        taken = pieces.draw(state.params, state.reference, prompts, rollout_key(state.key, state.step))
+        return state.replace(step=state.step + 1), taken
+
+    def read_reference(state: PolicyState, taken: Rollout) -> Float[Array, "B T"] | None:
+        if state.reference is None:
+            return None
+
+        def read(taken: Rollout) -> Float[Array, "B T"]:
+            return taken_scores(config, state.reference, taken, options.sampling.logprob_temperature)[0]
+
+        return in_parts(read, taken, options)
+
+    def update(state: PolicyState, taken: Rollout, rewards: Array) -> tuple[PolicyState, Metrics]:
+        experience, metrics = pieces.prepare(state, taken, rewards, read_reference(state, taken))
+
+        def loss(params: Params, part: Any, minibatch: Any) -> tuple[Float[Array, ""], Any]:
+            found = pieces.predict(params, state.reference, part)
+            return pieces.terms(found, part, minibatch, state.kl_coefficient)["loss"], found
+
+        def measure(found: Any, minibatch: Any) -> Metrics:
+            terms = pieces.terms(found, minibatch, minibatch, state.kl_coefficient)
+            del terms["loss"]
+            return terms | pieces.measure(found, minibatch)
+
+        params, optimizer_state, steps = take_steps(
+            loss,
+            measure,
+            optimizer,
+            state.params,
+            state.optimizer_state,
+            experience,
+            order_key(state.key, state.step),
+            options,
+        )
+        metrics = metrics | steps | {"kl_coefficient": state.kl_coefficient}
+        coefficient = state.kl_coefficient
+        if "objective/kl" in metrics:
+            coefficient = kl.update(coefficient, metrics["objective/kl"], len(taken.tokens))
+        return state.replace(params=params, optimizer_state=optimizer_state, kl_coefficient=coefficient), metrics
+
+    return Algorithm(init=init, rollout=rollout, update=update)
+
+
+def begin_with_policy(
+    config: ModelConfig, adapter: AdapterConfig | None
+) -> Callable[[Array, Params], tuple[Params, Params, Array]]:
+    """The `begin` of an algorithm that trains a policy and nothing else.
+
+    What is given is `{"policy": tree, "reference"?: tree}`, or nothing for a fresh policy; the reference is the policy
+    at the start if not given.
+    """
+
+    def begin(key: Array, given: Params) -> tuple[Params, Params, Array]:
+        policy_key, state_key = jax.random.split(key)
+        policy = given["policy"] if "policy" in given else init_policy(config, policy_key)
+        return trainable(policy, adapter, policy_key), reference_policy(given, policy, adapter), state_key
+
+    return begin
+
+
+def check_kl(place: str, estimate: str) -> None:
+    """Refuses estimates of the KL where they do not work.
+
+    Raises:
+        ValueError: an unknown place or estimate, or k1 as a term of the loss.
+
+    Example:
+        >>> check_kl("loss", "k1")
+        Traceback (most recent call last):
+            ...
+        ValueError: the mean gradient of k1 is 0, so that it does nothing in the loss: choose k2 or k3, or the reward.
+    """
+    if place not in ("reward", "loss"):
+        raise ValueError(f"kl_in is {place!r}: choose reward or loss.")
+    if estimate not in ("k1", "k2", "k3"):
+        raise ValueError(f"kl_estimate is {estimate!r}: choose k1, k2 or k3.")
+    if (place, estimate) == ("loss", "k1"):
         raise ValueError(
-            f"{name} needs at least 1 epoch, 1 minibatch and 1 microbatch, not {epochs}, {minibatches}, {accumulate}."
+            "the mean gradient of k1 is 0, so that it does nothing in the loss: choose k2 or k3, or the reward."
         )
 
 
@@ -69,6 +245,12 @@ def check_minibatches(rows: int, minibatches: int, accumulate: int) -> None:
         )
 
 
+def in_parts(read: Callable[[Any], Any], taken: Any, options: OnPolicyConfig) -> Any:
+    """`read(taken)` of rows that do not depend on one another, in as many parts as the steps see them in."""
+    check_minibatches(len(jax.tree.leaves(taken)[0]), options.minibatches, options.accumulate)
+    return by_parts(read, taken, 1 if options.accumulate == 1 else options.minibatches * options.accumulate)
+
+
 def rollout_key(key: Array, step: Int[Array, ""]) -> Array:
     """The key that the responses of a rollout are drawn with, after `step` rollouts."""
     return jax.random.fold_in(jax.random.fold_in(key, step), 0)
@@ -79,40 +261,6 @@ def order_key(key: Array, step: Int[Array, ""]) -> Array:
     return jax.random.fold_in(jax.random.fold_in(key, step), 1)
 
 
-def predicting_states(config: ModelConfig, trunk: Params, taken: Rollout) -> Float[Array, "B T D"]:
-    """The hidden states of a trunk that predict the responses."""
-    hidden = apply_trunk(config, trunk, taken.sequences.tokens, taken.sequences.mask).final
-    return response_states(hidden, taken.tokens.shape[1])
-
-
-def taken_scores(
-    config: ModelConfig, policy: Params, taken: Rollout, temperature: float
-) -> tuple[Float[Array, "B T"], Float[Array, "B T"], Float[Array, "B T D"]]:
-    """Log-probability of each token taken and entropy, in nats, and the states that they were computed from."""
-    states = predicting_states(config, policy["trunk"], taken)
-    logprob, entropies = token_scores(config, policy, states, taken.tokens, temperature)
-    return logprob, entropies, states
-
-
-def rollout_metrics(taken: Rollout, reference_logprob: Float[Array, "B T"]) -> Metrics:
-    """What a rollout says of the policy: its KL from the reference and entropy in nats a response, and its lengths."""
-    kl = {kind: kl_estimate(taken.logprob, reference_logprob, kind) for kind in ("k1", "k3")}
-    return {
-        "objective/kl": mean(kl["k1"], taken.mask, "sequence_sum"),
-        "objective/kl_k3": mean(kl["k3"], taken.mask, "sequence_sum"),
-        "objective/entropy": -mean(taken.logprob, taken.mask, "sequence_sum"),
-        "completions/mean_length": taken.mask.sum(axis=-1).astype(jnp.float32).mean(),
-        "completions/clipped_ratio": 1.0 - taken.finished.astype(jnp.float32).mean(),
-    }
-
-
-def step_metrics(logprob: Float[Array, "B T"], taken: Rollout, clip_low: float, clip_high: float) -> Metrics:
-    """How far the policy of a step has moved from the one that sampled, see `ratio_metrics`."""
-    gap = jnp.max(jnp.where(taken.mask, jnp.abs(logprob - taken.logprob), 0.0))
-    metrics = ratio_metrics(logprob, taken.logprob, taken.mask, clip_low, clip_high)
-    return metrics | {"policy/max_logprob_gap": gap}
-
-
 def take_steps(
     loss: Callable[[Params, Any, Any], tuple[Array, Any]],
     measure: Callable[[Any, Any], Metrics],
@@ -121,11 +269,7 @@ def take_steps(
     optimizer_state: optax.OptState,
     experience: Any,
     key: Array,
-    *,
-    epochs: int,
-    minibatches: int,
-    accumulate: int = 1,
-    target_kl: float | None = None,
+    options: OnPolicyConfig,
 ) -> tuple[Params, optax.OptState, Metrics]:
     """epochs x minibatches optimiser steps on one rollout, each epoch in a new order of its rows.
 
@@ -138,10 +282,7 @@ def take_steps(
         optimizer_state: its state.
         experience: the rollout and what is fixed about it, a tree of arrays whose first axis counts the rows.
         key: of the orders.
-        epochs: passes over the rows.
-        minibatches: optimiser steps a pass; divides the number of rows, see `check_minibatches`.
-        accumulate: microbatches that a minibatch is seen in; divides its rows.
-        target_kl: once `policy/approxkl` of a minibatch exceeds this (nats a token), the rest is skipped; None: never.
+        options: how many passes, minibatches and microbatches, which divide the rows, see `check_minibatches`.
 
     Returns:
         Parameters, optimiser state and metrics: means over the steps; `val/first_ratio` and `policy/max_logprob_gap`
@@ -149,20 +290,23 @@ def take_steps(
         and training.
     """
     rows = len(jax.tree.leaves(experience)[0])
+    check_minibatches(rows, options.minibatches, options.accumulate)
 
     def step(carry: tuple[Params, optax.OptState, Bool[Array, ""]], chosen: Int[Array, " rows"]):
         params, optimizer_state, stopped = carry
         minibatch = jax.tree.map(lambda leaf: leaf[chosen], experience)
-        gradients, outputs = accumulated_gradients(loss, params, minibatch, accumulate)
+        gradients, outputs = accumulated_gradients(loss, params, minibatch, options.accumulate)
         metrics = measure(outputs, minibatch)
         *stepped, applied = apply_gradients(optimizer, gradients, optimizer_state, params)
-        if target_kl is not None:
-            stopped = stopped | (metrics["policy/approxkl"] > target_kl)
+        if options.target_kl is not None:
+            stopped = stopped | (metrics["policy/approxkl"] > options.target_kl)
             stepped = jax.tree.map(partial(jnp.where, stopped), [params, optimizer_state], stepped)
         return (*stepped, stopped), metrics | applied | {"policy/stopped": stopped.astype(jnp.float32)}
 
-    keys = jax.random.split(key, epochs)
-    orders = jax.vmap(jax.random.permutation, in_axes=(0, None))(keys, rows).reshape(epochs * minibatches, -1)
+    keys = jax.random.split(key, options.epochs)
+    orders = jax.vmap(jax.random.permutation, in_axes=(0, None))(keys, rows).reshape(
+        options.epochs * options.minibatches, -1
+    )
     (params, optimizer_state, _), steps = jax.lax.scan(step, (params, optimizer_state, jnp.array(False)), orders)
     metrics = {name: values.mean() for name, values in steps.items()}
     metrics["val/first_ratio"] = steps["val/ratio"][0]

@@ -5,8 +5,11 @@ Modules:
     logprobs: log-probability of the token taken, and entropy, from logits.
     kl: the k1, k2 and k3 estimates of the divergence from the reference, and controllers of its coefficient.
     advantages: rewards per token, generalised advantage estimation, whitening.
-    policy: the clipped surrogate of PPO and the metrics of its ratio.
+    credit: advantages of methods without a value net, from groups, the batch, or a greedy response.
+    policy: ratios, surrogates, and the metrics of the ratio.
     value: the clipped value loss and its metrics.
     reward: the Bradley-Terry loss of reward models and the accuracy on preferences.
-    preference: direct preference optimisation, from log-probabilities of whole completions.
+    preference: losses on pairs of completions against a reference; chi_squared, reference_free: others of them.
+    preference_choices: all of these by name.
+    unpaired: Kahneman-Tversky optimisation of single completions.
 """

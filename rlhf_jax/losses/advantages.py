@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from rlhf_jax.losses.reduce import mean
 from rlhf_jax.types import at_least_float32
@@ -124,6 +124,33 @@ def whiten(
     return jnp.where(present, scaled if shift_mean else scaled + centre, 0.0)
 
 
+def grouped(values: Shaped[Array, " B"], samples: int) -> Shaped[Array, "G K"]:
+    """What belongs to the responses, a row a prompt: the K responses to a prompt follow each other.
+
+    Args:
+        values: one a response, [B], of any dtype.
+        samples: K, responses a prompt.
+
+    Returns:
+        [B / K, K].
+
+    Raises:
+        ValueError: K is below 2, or does not divide the number of responses.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> grouped(jnp.arange(6), 3).tolist()
+        [[0, 1, 2], [3, 4, 5]]
+    """
+    if samples < 2:
+        raise ValueError(
+            f"a group of {samples} has nothing to compare its response with: draw 2 samples a prompt or more."
+        )
+    if len(values) % samples:
+        raise ValueError(f"{len(values)} responses are no groups of {samples}: give {samples} of each prompt.")
+    return values.reshape(-1, samples)
+
+
 def group_advantages(
     rewards: Float[Array, " B"], samples: int, divide: bool = True, eps: float = 1e-4
 ) -> Float[Array, " B"]:
@@ -156,13 +183,7 @@ def group_advantages(
         >>> [f"{x:.4f}" for x in group_advantages(rewards, 3)[:3]]  # s is 1
         ['-0.9999', '0.9999', '0.0000']
     """
-    if samples < 2:
-        raise ValueError(
-            f"a group of {samples} has nothing to compare its response with: draw 2 samples a prompt or more."
-        )
-    if len(rewards) % samples:
-        raise ValueError(f"{len(rewards)} responses are no groups of {samples}: give {samples} of each prompt.")
-    groups = at_least_float32(rewards).reshape(-1, samples)
+    groups = grouped(at_least_float32(rewards), samples)
     differences = groups - groups[:, :1]  # so that equal rewards give exact zeros
     centred = differences - differences.mean(axis=1, keepdims=True)
     if divide:

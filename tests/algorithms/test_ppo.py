@@ -1,5 +1,6 @@
 """One PPO step against a slow oracle, and what must and must not change it."""
 
+import copy
 import dataclasses
 
 import jax
@@ -15,7 +16,6 @@ from rlhf_jax.losses.kl import adaptive_kl, fixed_kl
 from rlhf_jax.models import chunked_logprobs
 from rlhf_jax.models.heads import apply_head, init_policy, response_logits
 from rlhf_jax.models.transformer import apply_trunk
-from rlhf_jax.sampling.filters import SamplingConfig
 from rlhf_jax.training import checkpoints
 from rlhf_jax.types import Prompts
 
@@ -40,24 +40,47 @@ def raw(tree):
 
 
 class Case:
-    """An algorithm with its jitted functions, a state that is not fresh, and one rollout of it."""
+    """An algorithm with its jitted update, a state that is not fresh, and one rollout of it."""
 
-    def __init__(self, config, policy, prompts, options, optimizer=None, coefficient=0.0, kl=None):
-        self.config, self.options = config, options
-        self.algorithm = ppo(config, options, optimizer or optax.sgd(0.1), kl or fixed_kl(coefficient))
-        reference = jax.jit(init_policy, static_argnums=0)(config, jax.random.key(7))
-        state = self.algorithm.init(jax.random.key(3), {"policy": policy, "reference": reference})
+    def __init__(self, config, given, taken, options, optimizer=None, kl=None):
+        self.config, self.options, self.taken = config, options, taken
+        self.algorithm = ppo(config, options, optimizer or optax.sgd(0.1), kl or fixed_kl(0.0))
+        state = self.algorithm.init(jax.random.key(3), given)
         head = {"kernel": 0.1 * jnp.arange(1.0, config.width + 1), "bias": jnp.float32(0.2)}
-        state = state.replace(params={**state.params, "value": {**state.params["value"], "head": head}})
+        params = {**state.params, "value": {**state.params["value"], "head": head}}
         self.update = jax.jit(self.algorithm.update)
-        self.state, self.taken = jax.jit(self.algorithm.rollout)(state, prompts)
+        self.state = state.replace(params=params, step=jnp.int32(1))
+
+
+@pytest.fixture(scope="module")
+def reference(config):
+    return jax.jit(init_policy, static_argnums=0)(config, jax.random.key(7))
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Cases by their options and rollouts by how they were drawn, so that each is compiled once."""
+    return {}
 
 
 @pytest.fixture
-def make(config, policy, prompts, sampling):
+def make(config, policy, reference, prompts, sampling, compiled):
     def build(optimizer=None, coefficient=0.0, kl=None, **options):
         given = PPOConfig(**({"sampling": sampling, "epochs": 1, "minibatches": 1} | options))
-        return Case(config, policy, prompts, given, optimizer, coefficient, kl)
+        params = {"policy": policy, "reference": reference}
+        if given.sampling not in compiled:
+            algorithm = ppo(config, PPOConfig(sampling=given.sampling), optax.sgd(0.1))
+            start = algorithm.init(jax.random.key(3), params)
+            compiled[given.sampling] = jax.jit(algorithm.rollout)(start, prompts)[1]
+        if optimizer or kl:
+            case = Case(config, params, compiled[given.sampling], given, optimizer, kl)
+        else:
+            if given not in compiled:
+                compiled[given] = Case(config, params, compiled[given.sampling], given)
+            case = copy.copy(compiled[given])
+        if kl is None:
+            case.state = case.state.replace(kl_coefficient=jnp.float32(coefficient))
+        return case
 
     return build
 
@@ -96,7 +119,8 @@ def oracle(case, taken, scores, coefficient, rate):
     mask, old = np.asarray(taken.mask), np.asarray(taken.logprob, np.float64)
     values = np.asarray(values_of(config, state.params, taken, shared), np.float64)
     reference = log_softmax_of_taken(response_logits(config, state.reference, taken) / tau, taken.tokens)
-    rewards = -coefficient * (old - np.asarray(reference, np.float64))
+    in_reward, in_loss = (coefficient, 0.0) if options.kl_in == "reward" else (0.0, coefficient)
+    rewards = -in_reward * (old - np.asarray(reference, np.float64))
     for row in range(len(mask)):
         last = int(mask[row].sum()) - 1
         rewards[row, last] += float(scores[row]) - options.missing_eos_penalty * (not bool(taken.finished[row]))
@@ -111,10 +135,13 @@ def oracle(case, taken, scores, coefficient, rate):
 
     def loss(params):
         logits = response_logits(config, params["policy"], taken) / tau
-        ratio = jnp.exp(log_softmax_of_taken(logits, taken.tokens) - old)
+        now = log_softmax_of_taken(logits, taken.tokens)
+        ratio = jnp.exp(now - old)
         gain = jnp.minimum(
             ratio * advantages, jnp.clip(ratio, 1 - options.clip_low, 1 + options.clip_high) * advantages
         )
+        if options.dual_clip is not None:
+            gain = jnp.where(advantages < 0, jnp.maximum(gain, options.dual_clip * advantages), gain)
         value = values_of(config, params, taken, shared)
         near = jnp.clip(value, values - options.value_clip, values + options.value_clip)
         error = 0.5 * jnp.maximum(jnp.square(value - returns), jnp.square(near - returns))
@@ -124,6 +151,7 @@ def oracle(case, taken, scores, coefficient, rate):
             -average(gain)
             + options.value_coefficient * average(error)
             - options.entropy_coefficient * average(uncertain)
+            + in_loss * average(jnp.square(now - reference) / 2)
         )
 
     params, gradient = state.params, jax.jit(jax.grad(loss))
@@ -138,7 +166,8 @@ def oracle(case, taken, scores, coefficient, rate):
     [
         {},
         {"epochs": 3, "entropy_coefficient": 0.1, "missing_eos_penalty": 0.7, "discount": 0.9, "gae_lambda": 0.6},
-        {"whiten_advantages": False, "clip_low": 0.05, "clip_high": 0.4, "value_clip": 0.01, "epochs": 2},
+        {"whiten_advantages": False, "clip_low": 0.05, "clip_high": 0.4, "value_clip": 0.01, "epochs": 2}
+        | {"dual_clip": 1.1, "kl_in": "loss", "kl_estimate": "k2"},
     ],
 )
 def test_an_update_is_the_one_worked_out_slowly(make, sampling, options, value_net):
@@ -151,7 +180,7 @@ def test_an_update_is_the_one_worked_out_slowly(make, sampling, options, value_n
     close(state.params, oracle(case, taken, REWARDS, 0.3, 0.2), rtol=2e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.3])
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_the_first_minibatch_sees_the_policy_that_sampled(make, sampling, temperature):
     case = make(sampling=dataclasses.replace(sampling, temperature=temperature), minibatches=2, epochs=2)
     _, metrics = case.update(case.state, case.taken, REWARDS)
@@ -172,7 +201,7 @@ def test_the_amount_of_prompt_padding_does_not_matter(make, prompts):
         mask=jnp.concatenate([jnp.zeros((8, 3), bool), prompts.mask], axis=1),
         index=prompts.index,
     )
-    before = case.state.replace(step=case.state.step - 1)
+    before = case.state.replace(step=jnp.int32(0))
     _, taken = jax.jit(case.algorithm.rollout)(before, wider)
     np.testing.assert_array_equal(taken.tokens, case.taken.tokens)
     close(case.update(case.state, taken, REWARDS)[0].params, case.update(case.state, case.taken, REWARDS)[0].params)
@@ -349,13 +378,14 @@ def test_a_rollout_of_a_distant_policy_is_not_trained_on_at_all(make):
     "filters", [{"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.1}, {"temperature": 0.0}], ids=lambda f: next(iter(f))
 )
 def test_filters_are_refused(sampling, filters):
-    with pytest.raises(ValueError, match="PPO samples from the policy itself"):
+    with pytest.raises(ValueError, match="samples from the policy itself"):
         PPOConfig(sampling=dataclasses.replace(sampling, **filters))
 
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"epochs": 0}, "at least 1 epoch"),
     ({"minibatches": 0}, "1 minibatch"),
+    ({"kl_in": "loss"}, "mean gradient of k1 is 0"),
 ])  # fmt: skip
 def test_bad_options_are_refused(sampling, options, message):
     with pytest.raises(ValueError, match=message):
@@ -445,24 +475,3 @@ def test_eight_devices_equal_one(make):
     )
     close(found[0].params, expected[0].params, rtol=1e-5, atol=1e-5)
     close(found[1], expected[1], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_rewarded_token_becomes_likely(config, seed):
-    """A bandit: one token a response, 1 for token 5. From a chance of about 1/12 to one above 1/2."""
-    sampling = SamplingConfig(max_new_tokens=1, stop_tokens=(3,))
-    algorithm = ppo(config, PPOConfig(sampling=sampling), adam(0.02))
-    prompts = Prompts(tokens=jnp.full((64, 2), 6, jnp.int32), mask=jnp.ones((64, 2), bool), index=jnp.arange(64))
-    config_fresh = dataclasses.replace(config, initializer_range=0.02)
-    state = algorithm.init(jax.random.key(seed), {"policy": init_policy(config_fresh, jax.random.key(seed))})
-
-    def chance(state):
-        _, taken = algorithm.rollout(state, prompts)
-        logits = response_logits(config, state.params["policy"], taken)
-        return float(jax.nn.softmax(logits[0, 0])[5])
-
-    before = chance(state)
-    state, _ = jax.jit(lambda state: jax.lax.scan(lambda s, _: step_of(algorithm)(s, prompts), state, length=40))(state)
-    after = chance(state)
-    assert before < 0.2
-    assert after > 0.5

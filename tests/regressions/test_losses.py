@@ -8,11 +8,16 @@ import pytest
 from rlhf_jax.losses.advantages import gae, token_rewards
 from rlhf_jax.losses.kl import kl_estimate
 from rlhf_jax.losses.logprobs import token_logprob
-from rlhf_jax.losses.policy import clipped_surrogate, ratio_metrics
+from rlhf_jax.losses.policy import clipped_surrogate, ratio_metrics, token_log_ratio
 from rlhf_jax.losses.reduce import mean, reduce
 from rlhf_jax.losses.reward import preference_accuracy
 
 REDUCTION_ARGUMENTS = [("token_mean", None), ("sequence_mean", None), ("sequence_sum", None), ("constant", 7)]
+
+
+def clipped(logprob, old_logprob, mask, advantages):
+    """The loss of each token as PPO has it, clipped at 0.8 and 1.2."""
+    return clipped_surrogate(logprob, token_log_ratio(logprob, old_logprob, mask), advantages, 0.2, 0.2)
 
 
 def test_9_1_float_rewards_are_not_truncated():
@@ -31,8 +36,8 @@ def test_9_3_clipping_engages_when_old_logprobs_come_from_the_rollout():
     old_logprob = jnp.full((1, 2), -1.0)
     logprob = jnp.array([[-0.5, -1.5]])
     mask = jnp.ones((1, 2), bool)
-    assert float(ratio_metrics(logprob, old_logprob, mask, 0.2, 0.2)["policy/clipfrac"]) == 1.0
-    loss = jax.grad(lambda x, old: jnp.sum(clipped_surrogate(x, old, jnp.array([[1.0, -1.0]]), 0.2, 0.2)))
+    assert float(ratio_metrics(token_log_ratio(logprob, old_logprob, mask), mask, 0.2, 0.2)["policy/clipfrac"]) == 1.0
+    loss = jax.grad(lambda x, old: jnp.sum(clipped(x, old, mask, jnp.array([[1.0, -1.0]]))))
     assert not np.asarray(loss(logprob, old_logprob)).any()
     assert loss(logprob, logprob).tolist() == [
         [-1.0, 1.0]
@@ -44,9 +49,9 @@ def test_9_5_first_ratio_is_one_when_the_temperature_is_the_same_everywhere():
     tokens = jnp.array([[1, 2, 3, 4]])
     mask = jnp.ones((1, 4), bool)
     sampled = token_logprob(logits, tokens, 0.7)
-    metrics = ratio_metrics(jax.jit(token_logprob)(logits, tokens, 0.7), sampled, mask, 0.2, 0.2)
+    metrics = ratio_metrics(token_log_ratio(jax.jit(token_logprob)(logits, tokens, 0.7), sampled, mask), mask, 0.2, 0.2)
     np.testing.assert_allclose(metrics["val/ratio"], 1.0, atol=1e-5)
-    faulty = ratio_metrics(sampled, token_logprob(logits, tokens, 1.0), mask, 0.2, 0.2)
+    faulty = ratio_metrics(token_log_ratio(sampled, token_logprob(logits, tokens, 1.0), mask), mask, 0.2, 0.2)
     assert abs(float(faulty["val/ratio"]) - 1.0) > 0.1
 
 
@@ -56,7 +61,7 @@ def test_9_6_the_score_is_credited_to_the_stop_token_and_never_to_padding(paddin
     rewards = token_rewards(jnp.array([0.75]), jnp.zeros(mask.shape), mask, 0.1)
     assert rewards.tolist() == [[0.0, 0.0, 0.75] + [0.0] * padding]
     logprob = jnp.zeros(mask.shape)
-    gradient = jax.grad(lambda x: mean(clipped_surrogate(x, logprob, rewards, 0.2, 0.2), mask, "sequence_sum"))(logprob)
+    gradient = jax.grad(lambda x: mean(clipped(x, logprob, mask, rewards), mask, "sequence_sum"))(logprob)
     np.testing.assert_allclose(gradient, [[0.0, 0.0, -0.75] + [0.0] * padding])
 
 
@@ -87,12 +92,12 @@ def test_9_10_loss_and_gradient_do_not_depend_on_the_microbatch(rule, constant, 
     mask = jnp.arange(7)[None, :] < jnp.array([7, 1, 3, 0, 5, 2])[:, None]
 
     def total_and_weight(x, rows):
-        losses = clipped_surrogate(x, old_logprob[rows], advantages[rows], 0.2, 0.2)
+        losses = clipped(x, old_logprob[rows], mask[rows], advantages[rows])
         return reduce(losses, mask[rows], rule, constant)
 
     everything = slice(0, 6)
     value, gradient = jax.value_and_grad(
-        lambda x: mean(clipped_surrogate(x, old_logprob, advantages, 0.2, 0.2), mask, rule, constant)
+        lambda x: mean(clipped(x, old_logprob, mask, advantages), mask, rule, constant)
     )(logprob)
     parts = [slice(start, start + size) for start in range(0, 6, size)]
     outcomes = [jax.value_and_grad(total_and_weight, has_aux=True)(logprob[rows], rows) for rows in parts]

@@ -1,0 +1,93 @@
+"""What an on-policy algorithm reads off a rollout: prompts in groups, scores of the tokens taken, and metrics."""
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from rlhf_jax.losses.kl import kl_estimate
+from rlhf_jax.losses.policy import ratio_metrics, token_log_ratio
+from rlhf_jax.losses.reduce import mean
+from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.heads import response_states, token_scores
+from rlhf_jax.models.transformer import apply_trunk
+from rlhf_jax.types import Metrics, Params, Prompts, Rollout
+
+
+@chex.dataclass(frozen=True)
+class TokenScores:
+    """What the policy says of the tokens taken: log-probabilities and entropies, nats, [B, T]."""
+
+    logprob: Float[Array, "B T"]
+    entropies: Float[Array, "B T"]
+
+
+def repeat_prompts(prompts: Prompts, samples: int) -> Prompts:
+    """Every prompt `samples` times, one after the other, each with an index of its own, so that their samples differ.
+
+    Example:
+        >>> prompts = Prompts(tokens=jnp.ones((2, 1), int), mask=jnp.ones((2, 1), bool), index=jnp.array([0, 5]))
+        >>> repeat_prompts(prompts, 3).index.tolist()
+        [0, 1, 2, 15, 16, 17]
+    """
+    repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, samples, axis=0), prompts)
+    sample = jnp.tile(jnp.arange(samples, dtype=repeated.index.dtype), len(prompts.index))
+    return repeated.replace(index=repeated.index * samples + sample)
+
+
+def predicting_states(config: ModelConfig, trunk: Params, taken: Rollout) -> Float[Array, "B T D"]:
+    """The hidden states of a trunk that predict the responses."""
+    hidden = apply_trunk(config, trunk, taken.sequences.tokens, taken.sequences.mask).final
+    return response_states(hidden, taken.tokens.shape[1])
+
+
+def taken_scores(
+    config: ModelConfig, policy: Params, taken: Rollout, temperature: float
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"], Float[Array, "B T D"]]:
+    """Log-probability of each token taken and entropy, in nats, and the states that they were computed from."""
+    states = predicting_states(config, policy["trunk"], taken)
+    logprob, entropies = token_scores(config, policy, states, taken.tokens, temperature)
+    return logprob, entropies, states
+
+
+def rollout_metrics(
+    taken: Rollout, reference_logprob: Float[Array, "B T"] | None, own: Bool[Array, " B"] | None = None
+) -> Metrics:
+    """What a rollout says of the policy: its KL from the reference and entropy in nats a response, and its lengths.
+
+    Args:
+        taken: the rollout.
+        reference_logprob: of its tokens under the reference, [B, T]; None leaves the KL out.
+        own: which responses the policy itself drew, [B]; None: all.
+    """
+    own = jnp.ones(len(taken.tokens), bool) if own is None else own
+    mask, rows = taken.mask & own[:, None], own.astype(jnp.float32)
+    lengths = taken.mask.sum(axis=-1).astype(jnp.float32)
+    metrics = {
+        "objective/entropy": -mean(taken.logprob, mask, "sequence_sum"),
+        "completions/mean_length": (lengths * rows).sum() / rows.sum(),
+        "completions/clipped_ratio": 1.0 - (taken.finished.astype(jnp.float32) * rows).sum() / rows.sum(),
+    }
+    if reference_logprob is not None:
+        for name, kind in (("objective/kl", "k1"), ("objective/kl_k3", "k3")):
+            metrics[name] = mean(kl_estimate(taken.logprob, reference_logprob, kind), mask, "sequence_sum")
+    return metrics
+
+
+def step_metrics(
+    logprob: Float[Array, "B T"],
+    old_logprob: Float[Array, "B T"],
+    log_ratio: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    clip_low: float,
+    clip_high: float,
+) -> Metrics:
+    """How far the policy of a step has moved from the one that sampled, see `ratio_metrics`.
+
+    `policy/approxkl` is in nats a token, whatever the ratio that is clipped.
+    """
+    by_token = ratio_metrics(token_log_ratio(logprob, old_logprob, mask), mask, clip_low, clip_high)
+    return ratio_metrics(log_ratio, mask, clip_low, clip_high) | {
+        "policy/approxkl": by_token["policy/approxkl"],
+        "policy/max_logprob_gap": jnp.max(jnp.where(mask, jnp.abs(logprob - old_logprob), 0.0)),
+    }
