@@ -8,9 +8,12 @@
 - `likelihood`: log-probabilities of whole sequences.
 - `sft`: supervised fine-tuning.
 - `reward_modeling`: Bradley-Terry reward models; an ensemble is a `vmap`.
-- `dpo`: direct preference optimisation, from pairs without a reward model.
-- `ppo`: proximal policy optimisation with a KL penalty.
-- `grpo`: group relative policy optimisation; `on_policy`: what it shares with PPO.
+- `preference`: DPO and the losses beside it, from pairs without a reward model; `kto`: from single completions.
+- `on_policy`: the one engine of algorithms that sample; `rollouts`: what they read off a rollout.
+- `ppo`: proximal policy optimisation, with a value net.
+- `policy_gradient`: GRPO and its relatives without one; `methods`: their pieces, in one table.
+- `imitation`: VAR, RAFT, SuperHF, best-of-n distillation.
+- `online_preference`: online DPO, XPO, Nash-MD.
 - `rewarded`: an on-policy algorithm and its reward as one step, for the host loop.
 - `fit`: many updates over data in memory as one scan.
 - `compose`: algorithm, scorer and transform as one step.

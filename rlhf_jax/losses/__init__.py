@@ -11,5 +11,7 @@ Modules:
     reward: the Bradley-Terry loss of reward models and the accuracy on preferences.
     preference: losses on pairs of completions against a reference; chi_squared, reference_free: others of them.
     preference_choices: all of these by name.
+    nash: the loss of Nash-MD.
+    imitation: weights and selection of good samples, and their weighted likelihood.
     unpaired: Kahneman-Tversky optimisation of single completions.
 """

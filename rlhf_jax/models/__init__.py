@@ -7,6 +7,7 @@
 - `partitioning`: the one table from logical axes to mesh axes; `shares`: functions of one device's share of arrays.
 - `memory`: what the backward pass keeps, and parameters that wait in the memory of the host.
 - `chunked_logprobs`: log-probabilities and entropies without logits of a whole sequence.
+- `divergence`: the KL of two policies over the whole vocabulary, likewise.
 - `heads`: what is read off hidden states: token logits, values, rewards; and the trees by role.
 - `adapters`: LoRA and its relatives as trees beside a frozen base; `peft_folders`: their folders in and out.
 - `huggingface`: Hugging Face folders in and out.

@@ -90,7 +90,7 @@ def _scores(softcap, vocabulary_axis, block, states, kernel, targets, temperatur
 
 
 def _scores_forward(softcap, vocabulary_axis, block, states, kernel, targets, temperature):
-    scale = partial(_scaled_logits, softcap, vocabulary_axis, kernel.astype(states.dtype), temperature)
+    scale = partial(scaled_logits, softcap, vocabulary_axis, kernel.astype(states.dtype), temperature)
 
     def step(_, part):
         states, targets = part
@@ -103,14 +103,14 @@ def _scores_forward(softcap, vocabulary_axis, block, states, kernel, targets, te
         entropy = jnp.log(total) - (weights * shifted).sum(axis=-1) / total
         return (), (taken - jnp.log(total), entropy, top + jnp.log(total))
 
-    _, (logprob, entropy, normaliser) = _in_blocks(step, (), block, (states, targets))
+    _, (logprob, entropy, normaliser) = in_blocks(step, (), block, (states, targets))
     return (logprob, entropy), (states, kernel, targets, temperature, normaliser, entropy)
 
 
 def _scores_backward(softcap, vocabulary_axis, block, kept, cotangents):
     states, kernel, targets, temperature, normaliser, entropy = kept
     factor, accumulate = kernel.astype(states.dtype), wide(states)
-    scale = partial(_scaled_logits, softcap, vocabulary_axis, factor, temperature)
+    scale = partial(scaled_logits, softcap, vocabulary_axis, factor, temperature)
 
     def step(kernel_gradient, part):
         states, targets, normaliser, entropy, by_logprob, by_entropy = part
@@ -130,14 +130,14 @@ def _scores_backward(softcap, vocabulary_axis, block, kept, cotangents):
 
     start = jnp.zeros(kernel.shape, accumulate)
     parts = (states, targets, normaliser, entropy, *cotangents)
-    by_kernel, (by_states, by_temperature) = _in_blocks(step, start, block, parts)
+    by_kernel, (by_states, by_temperature) = in_blocks(step, start, block, parts)
     return by_states, by_kernel.astype(kernel.dtype), None, by_temperature.sum()
 
 
 _scores.defvjp(_scores_forward, _scores_backward)
 
 
-def _scaled_logits(softcap, vocabulary_axis, kernel, temperature, states):
+def scaled_logits(softcap, vocabulary_axis, kernel, temperature, states):
     """Capped logits over the temperature, [B, n, V], and the slope of the cap at each."""
     product = ("bnd,dv->bnv", "bnd,vd->bnv")[1 - vocabulary_axis]
     logits = jnp.einsum(product, states, kernel, preferred_element_type=wide(states))
@@ -152,7 +152,7 @@ def _is_target(scores: Float[Array, "B n V"], targets: Int[Array, "B n"]) -> Boo
     return jax.lax.broadcasted_iota(targets.dtype, scores.shape, 2) == targets[..., None]
 
 
-def _in_blocks(step: Callable, carry, block: int, arrays: tuple[Array, ...]):
+def in_blocks(step: Callable, carry, block: int, arrays: tuple[Array, ...]):
     """`step(carry, arrays) -> (carry, outputs)` on one block of positions after another; outputs are put together.
 
     The last block is filled up with zeros, whose outputs are dropped.

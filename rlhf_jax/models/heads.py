@@ -9,13 +9,12 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.models.chunked_logprobs import hidden_logprob, positions_at_once
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.memory import on_device
-from rlhf_jax.models.partitioning import constrain, gather_width, parts_of
+from rlhf_jax.models.partitioning import by_device, gather_width, parts_of
 from rlhf_jax.models.transformer import Hidden, apply_trunk, init_trunk
 from rlhf_jax.types import Params, Rollout, at_least_float32, wide
 
@@ -58,7 +57,7 @@ def unembed(config: ModelConfig, params: Params, hidden: Float[Array, "*batch D"
     Where the model caps its logits (Gemma 2), they are c tanh(logits / c). For the log-probabilities of given tokens,
     `token_scores` does without them.
     """
-    kernel, vocabulary_axis = _unembedding(config, params, hidden.dtype)
+    kernel, vocabulary_axis = unembedding_kernel(config, params, hidden.dtype)
     kernel = kernel if vocabulary_axis == 1 else kernel.T
     logits = jnp.matmul(hidden, kernel, preferred_element_type=wide(hidden))
     cap = config.logit_softcap
@@ -90,30 +89,19 @@ def token_scores(
     Raises:
         ValueError: the temperature is a Python number that is not positive.
     """
-    kernel, vocabulary_axis = _unembedding(config, params, states.dtype)
-    rows, positions = parts_of("batch", states.shape[0]), parts_of("tokens", states.shape[1])
+    kernel, vocabulary_axis = unembedding_kernel(config, params, states.dtype)
     vocabulary = config.vocab_size // parts_of("vocabulary", config.vocab_size)
     score = partial(
         hidden_logprob,
         temperature=temperature,
         softcap=config.logit_softcap,
         vocabulary_axis=vocabulary_axis,
-        block=positions_at_once(states.shape[0] // rows, vocabulary),
+        block=positions_at_once(states.shape[0] // parts_of("batch", states.shape[0]), vocabulary),
     )
-    if rows * positions == 1:
-        return score(states, kernel, targets)
-
-    # An axis for the devices, so that each sums the gradient of its own positions; the sums are added up at the end.
-    def split(array: Array) -> Array:
-        parts = rearrange(array, "(i b) (j n) ... -> i j b n ...", i=rows, j=positions)
-        return constrain(parts, "batch", "tokens", *(None,) * array.ndim)
-
-    every_part = jax.vmap(jax.vmap(score, in_axes=(0, None, 0)), in_axes=(0, None, 0))
-    scores = every_part(split(states), kernel, split(targets))
-    return jax.tree.map(lambda part: rearrange(part, "i j b n -> (i b) (j n)"), scores)
+    return by_device(lambda states, targets, kernel: score(states, kernel, targets), (states, targets), (kernel,))
 
 
-def _unembedding(config: ModelConfig, params: Params, dtype: jnp.dtype) -> tuple[Array, int]:
+def unembedding_kernel(config: ModelConfig, params: Params, dtype: jnp.dtype) -> tuple[Array, int]:
     """The kernel of the logits in this dtype, its width gathered on a mesh, and the axis that counts tokens."""
     if config.tied_embeddings:
         kernel = on_device(params["trunk"]["embed"]["embedding"]).astype(dtype)

@@ -9,9 +9,11 @@ functions run on one device, under `vmap` and inside `shard_map`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
+from einops import rearrange
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Shaped
 
@@ -137,3 +139,27 @@ def gather_width(parameter: Shaped[Array, "*shape"], *names: str | None) -> Shap
 
     gathered.defvjp(lambda parameter: (gathered(parameter), None), lambda _, gradient: (constrain(gradient, *names),))
     return gathered(parameter)
+
+
+def by_device(function: Callable[..., Any], arrays: Sequence[Array], whole: Sequence[Array]) -> Any:
+    """`function(*arrays, *whole)` of positions that do not depend on one another: each device walks those that it has.
+
+    On a mesh the arrays get an axis for the devices, so that each sums the gradient of `whole` over its own positions;
+    the sums are added up at the end.
+
+    Args:
+        function: takes and returns arrays [B, N, ...].
+        arrays: [B, N, ...] each.
+        whole: what every position needs all of, such as a kernel.
+    """
+    rows, positions = parts_of("batch", arrays[0].shape[0]), parts_of("tokens", arrays[0].shape[1])
+    if rows * positions == 1:
+        return function(*arrays, *whole)
+
+    def split(array: Array) -> Array:
+        parts = rearrange(array, "(i b) (j n) ... -> i j b n ...", i=rows, j=positions)
+        return constrain(parts, "batch", "tokens", *(None,) * array.ndim)
+
+    axes = (0,) * len(arrays) + (None,) * len(whole)
+    found = jax.vmap(jax.vmap(function, axes), axes)(*map(split, arrays), *whole)
+    return jax.tree.map(lambda part: rearrange(part, "i j b n ... -> (i b) (j n) ..."), found)

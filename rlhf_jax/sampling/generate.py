@@ -1,18 +1,20 @@
-"""Responses from a policy, in one compiled loop.
+"""Responses from a policy, or from a mixture of two, in one compiled loop.
 
 The life of a token: the prompt is run once (prefill); its last state gives the first logits; a token is drawn with the
 key of its (sequence, position); only that token is run against the key-value cache; and so on until every row has drawn
-a stop token.
+a stop token. Of several policies each has its cache, and all go on with the token that was drawn from their mixture.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rlhf_jax.models.attention import new_cache, write
+from rlhf_jax.models.attention import Cache, new_cache, write
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.heads import unembed
-from rlhf_jax.models.transformer import apply_trunk
+from rlhf_jax.models.transformer import Hidden, apply_trunk
 from rlhf_jax.sampling.filters import SamplingConfig, filter_logits
 from rlhf_jax.types import Params, Prompts, Rollout
 
@@ -71,23 +73,82 @@ def generate(config: ModelConfig, params: Params, prompts: Prompts, key: Array, 
         ValueError: prompt and response together exceed the model's context, or a stop or pad token is not in the
             vocabulary.
     """
+    return _decode(config, (params,), lambda logits: logits, prompts, key, sampling)
+
+
+def generate_mixture(
+    config: ModelConfig,
+    params: Params,
+    other: Params,
+    eta: Float[Array, ""] | float,
+    prompts: Prompts,
+    key: Array,
+    sampling: SamplingConfig,
+) -> Rollout:
+    """Samples one response a prompt from the geometric mixture of two policies, token by token.
+
+        mixture(a | s) = policy(a | s)^(1 - eta) other(a | s)^eta / Z(s)
+
+    for the token a after the tokens s; Z(s) is found anew for every s, so this is not the mixture of whole responses.
+    Both policies are at the temperature of `sampling`; its filters act on their mixture.
+
+    Args:
+        config: the shape of both policies.
+        params: one policy's tree.
+        other: the other's tree.
+        eta: the other's weight, from 0 (the samples of `generate` with `params`) to 1 (those with `other`).
+        prompts: as in `generate`.
+        key: as in `generate`.
+        sampling: as in `generate`.
+
+    Returns:
+        The rollout. Its `logprob` is the log-probability of each token under the mixture, unfiltered: that of neither
+        policy.
+
+    Raises:
+        ValueError: as `generate`, or `eta` is a Python number outside [0, 1].
+
+    Source: Munos et al. 2023 (arXiv:2312.00886), the one-step form of their regularised policy.
+    """
+    check_eta(eta)
+
+    def mix(own: Float[Array, "B V"], others: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        weight = jnp.asarray(eta, own.dtype)
+        return (1.0 - weight) * own + weight * others  # the logarithms, up to a constant a row
+
+    return _decode(config, (params, other), mix, prompts, key, sampling)
+
+
+def check_eta(eta: Float[Array, ""] | float) -> None:
+    """Refuses a weight of a mixture that is a Python number outside [0, 1].
+
+    Raises:
+        ValueError: it is.
+    """
+    if isinstance(eta, float | int) and not 0 <= eta <= 1:
+        raise ValueError(f"eta is {eta!r}; give the second policy a weight from 0 to 1.")
+
+
+def _decode(
+    config: ModelConfig,
+    policies: tuple[Params, ...],
+    mix: Callable[..., Float[Array, "B V"]],
+    prompts: Prompts,
+    key: Array,
+    sampling: SamplingConfig,
+) -> Rollout:
+    """The loop: `mix(*logits)` makes of each policy's logits, [B, V], those that a token is drawn from."""
     batch, prompt_length = prompts.tokens.shape
     most = sampling.max_new_tokens
-    if prompt_length + most > config.context_length:
-        raise ValueError(
-            f"prompts of {prompt_length} tokens and responses of {most} exceed the model's context of "
-            f"{config.context_length}; shorten one of them."
-        )
-    for token in (*sampling.stop_tokens, sampling.pad_token):
-        if not 0 <= token < config.vocab_size:
-            raise ValueError(
-                f"the stop or pad token {token} is not in the vocabulary of {config.vocab_size}; choose another."
-            )
+    _check_room(config, prompt_length, sampling)
     keys = sequence_keys(key, prompts.index)
     stops = jnp.array(sampling.stop_tokens, jnp.int32)
 
-    hidden = apply_trunk(config, params["trunk"], prompts.tokens, prompts.mask)
-    cache = new_cache(hidden.keys, hidden.values, prompts.mask, prompt_length + most)
+    def read(tokens: Int[Array, "B N"], mask: Bool[Array, "B N"], caches: tuple[Cache | None, ...]):
+        """What each policy's trunk computes for the tokens."""
+        each = zip(policies, caches, strict=True)
+        return tuple(apply_trunk(config, params["trunk"], tokens, mask, cache) for params, cache in each)
+
     blank = dict(
         tokens=jnp.full((batch, most), sampling.pad_token, jnp.int32),
         mask=jnp.zeros((batch, most), bool),
@@ -95,9 +156,11 @@ def generate(config: ModelConfig, params: Params, prompts: Prompts, key: Array, 
         sampling_logprob=jnp.zeros((batch, most), jnp.float32),
     )
 
-    def take(position: Int[Array, ""], state: Float[Array, "B D"], done: Bool[Array, " B"], out: dict):
+    def take(position: Int[Array, ""], hidden: tuple[Hidden, ...], done: Bool[Array, " B"], out: dict):
         """Draws the token at `position` for rows that are not done and writes it down."""
-        token, logprob, sampling_logprob = draw(unembed(config, params, state), keys, position, sampling)
+        each = zip(policies, hidden, strict=True)
+        logits = mix(*(unembed(config, params, found.final[:, -1]) for params, found in each))
+        token, logprob, sampling_logprob = draw(logits, keys, position, sampling)
         token = jnp.where(done, sampling.pad_token, token)
         new = dict(
             tokens=token,
@@ -113,13 +176,32 @@ def generate(config: ModelConfig, params: Params, prompts: Prompts, key: Array, 
         return (position < most) & ~done.all()
 
     def step(carry):
-        position, token, done, cache, out = carry
-        hidden = apply_trunk(config, params["trunk"], token[:, None], ~done[:, None], cache)
-        cache = write(cache, hidden.keys, hidden.values, ~done[:, None])
-        token, done, out = take(position, hidden.final[:, 0], done, out)
-        return position + 1, token, done, cache, out
+        position, token, done, caches, out = carry
+        going = ~done[:, None]
+        hidden = read(token[:, None], going, caches)
+        each = zip(caches, hidden, strict=True)
+        caches = tuple(write(cache, found.keys, found.values, going) for cache, found in each)
+        token, done, out = take(position, hidden, done, out)
+        return position + 1, token, done, caches, out
 
     start = jnp.int32(0)
-    token, done, out = take(start, hidden.final[:, -1], jnp.zeros(batch, bool), blank)
-    _, _, done, _, out = jax.lax.while_loop(unfinished, step, (start + 1, token, done, cache, out))
+    hidden = read(prompts.tokens, prompts.mask, (None,) * len(policies))
+    caches = tuple(new_cache(found.keys, found.values, prompts.mask, prompt_length + most) for found in hidden)
+    token, done, out = take(start, hidden, jnp.zeros(batch, bool), blank)
+    _, _, done, _, out = jax.lax.while_loop(unfinished, step, (start + 1, token, done, caches, out))
     return Rollout(prompts=prompts, finished=done, **out)
+
+
+def _check_room(config: ModelConfig, prompt_length: int, sampling: SamplingConfig) -> None:
+    """Refuses responses that do not fit behind the prompts, and tokens that the model does not know."""
+    most = sampling.max_new_tokens
+    if prompt_length + most > config.context_length:
+        raise ValueError(
+            f"prompts of {prompt_length} tokens and responses of {most} exceed the model's context of "
+            f"{config.context_length}; shorten one of them."
+        )
+    for token in (*sampling.stop_tokens, sampling.pad_token):
+        if not 0 <= token < config.vocab_size:
+            raise ValueError(
+                f"the stop or pad token {token} is not in the vocabulary of {config.vocab_size}; choose another."
+            )

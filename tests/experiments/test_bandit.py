@@ -1,0 +1,88 @@
+"""The bandit at a tiny size, and what it compares with, worked out by hand."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "bandit.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    specification = importlib.util.spec_from_file_location("bandit_experiment", SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+def tiny(script, **changes):
+    options = dict(
+        seeds=2,
+        arms=5,
+        groups=(2, 4),
+        best_of=(2,),
+        samples=4,
+        betas=(0.0, 0.5),
+        iterations=1,
+        responses=16,
+        steps=2,
+    )
+    return script.Config(**(options | changes))
+
+
+def test_it_leaves_a_summary_with_a_row_for_every_policy_and_a_figure(script, tmp_path):
+    config = tiny(script, out=tmp_path / "run")
+    result = script.main(config)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == result
+    assert (tmp_path / "run" / "figures" / "bandit.png").stat().st_size > 10_000
+    rows = {row["name"]: row for row in result["rows"]}
+    assert len(rows) == 3 + 3 * (1 + 2) + 3 * (1 + 1 + 2)
+    assert all(rows[f"{name}: J* - J"]["mean"] >= 0 for name in ("SFT", "VAR, K = 2", "VAR, K = 4"))
+    assert {row["n"] for row in result["rows"]} == {2}
+    checks = {check["name"]: check["pass"] for check in result["checks"]}
+    assert checks["best of n, exact: KL above log n - (n - 1) / n, worst seed"]
+
+
+def test_exact_policies_worked_by_hand(script):
+    policy, rewards = np.array([[0.5, 0.25, 0.25]]), np.array([[0.0, 2.0, 1.0]])
+    np.testing.assert_allclose(script.best_of_n(policy, rewards, 2), [[1 / 4, 7 / 16, 5 / 16]])
+    np.testing.assert_allclose(script.best_of_n(policy, rewards, 1), policy)
+    np.testing.assert_allclose(
+        script.tilted(policy, rewards, 1 / np.log(2)), [[0.5 / 2, 0.25 * 4 / 2, 0.25 * 2 / 2]], rtol=1e-12
+    )
+    np.testing.assert_allclose(script.distance(policy, script.best_of_n(policy, rewards, 2)), [0.25])
+    measures = script.measured(np.array([[0.5, 0.5, 0.0]]), policy, rewards)
+    np.testing.assert_allclose([measures.reward, measures.entropy, measures.kl], [[1.0], [np.log(2)], [np.log(2) / 2]])
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+def test_the_limit_of_superhf_is_a_fixed_point_that_keeps_its_mass(script, beta):
+    generator = np.random.default_rng(0)
+    reference, rewards = generator.dirichlet(np.ones(6), 2), generator.normal(size=(2, 6))
+    found = script.superhf_limit(reference, rewards, 4, beta)
+    np.testing.assert_allclose(found.sum(axis=1), 1.0, rtol=1e-12)
+    np.testing.assert_allclose((script.best_of_n(found, rewards, 4) + beta * reference) / (1 + beta), found, atol=1e-9)
+    np.testing.assert_array_equal(
+        script.superhf_limit(reference, rewards, 4, 0.0).argmax(axis=1), rewards.argmax(axis=1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"seeds": 1}, "at least 2 seeds"),
+        ({"temperature": 0.0}, "must be positive"),
+        ({"groups": (2, 3)}, "divide the 16 responses"),
+        ({"groups": (4, 2)}, "ascending"),
+        ({"betas": (0.5, 1.0)}, "give 0 and at least one more"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_runs(script, tmp_path, changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        script.main(tiny(script, out=tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
