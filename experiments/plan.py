@@ -24,12 +24,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.algorithms.dpo import dpo
 from rlhf_jax.algorithms.optimizer import adam
 from rlhf_jax.algorithms.ppo import PPOConfig, ppo
+from rlhf_jax.algorithms.preference import preference
 from rlhf_jax.algorithms.reward_modeling import reward_modeling
 from rlhf_jax.algorithms.sft import sft
 from rlhf_jax.evaluation.statistics import row
+from rlhf_jax.losses.preference_choices import preference_loss
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.heads import apply_head, init_policy, init_reward_model, reward_features
 from rlhf_jax.models.huggingface import load_config
@@ -184,14 +185,14 @@ def algorithm_of(config: Config, model: ModelConfig) -> Algorithm:
     if config.algorithm == "reward_model":
         return reward_modeling(model, optimizer, accumulate=config.accumulate)
     if config.algorithm == "dpo":
-        return dpo(model, optimizer, accumulate=config.accumulate)
+        return preference(model, preference_loss("dpo"), optimizer, accumulate=config.accumulate)
     sampling = SamplingConfig(max_new_tokens=config.response_length, stop_tokens=(0,))
     steps = dict(epochs=config.passes, minibatches=config.minibatches, accumulate=config.accumulate)
     if config.algorithm == "ppo":
         return ppo(model, PPOConfig(sampling=sampling, **steps), optimizer)
-    from rlhf_jax.algorithms.grpo import GRPOConfig, grpo
+    from rlhf_jax.algorithms.policy_gradient import PolicyGradientConfig, policy_gradient
 
-    return grpo(model, GRPOConfig(sampling=sampling, samples=config.samples, **steps), optimizer)
+    return policy_gradient(model, PolicyGradientConfig(sampling=sampling, samples=config.samples, **steps), optimizer)
 
 
 def update_flops(config: Config, model: ModelConfig) -> float:

@@ -132,6 +132,22 @@ class PreferenceBatch:
 
 
 @chex.dataclass(frozen=True)
+class UnpairedBatch:
+    """Single completions that are marked good or bad, and prompts with the completions of other rows.
+
+    Attributes:
+        completions: prompts and their completions, [B, S].
+        mismatched: each prompt with the completion of the next row (of the last one, the first row's), [B, R]; what the
+            policy thinks of answers to something else.
+        good: which completions are good, bool [B].
+    """
+
+    completions: Sequences
+    mismatched: Sequences
+    good: Bool[Array, " B"]
+
+
+@chex.dataclass(frozen=True)
 class Score:
     """What a scorer says of a batch of sequences; always float32.
 

@@ -84,12 +84,20 @@ def fixed_kl(coefficient: Float[Array, ""] | float | int) -> KLController:
     Returns:
         A controller whose update changes nothing.
 
+    Raises:
+        ValueError: the coefficient is a negative Python number.
+
     Example:
         >>> import jax.numpy as jnp
         >>> controller = fixed_kl(0.05)
         >>> print(f"{controller.update(controller.init(), jnp.array(7.0), 64):.2f}")
         0.05
+        >>> fixed_kl(-0.05)
+        Traceback (most recent call last):
+            ...
+        ValueError: the KL coefficient is -0.05, which rewards divergence; give 0 or more
     """
+    _check_coefficient(coefficient)
 
     def init() -> Float[Array, ""]:
         return jnp.asarray(coefficient, dtype=jnp.float32)
@@ -121,7 +129,7 @@ def adaptive_kl(
         A controller; its state is the coefficient.
 
     Raises:
-        ValueError: the target or the horizon is a Python number that is not positive.
+        ValueError: target or horizon is a Python number that is not positive, or the coefficient a negative one.
 
     Source: Ziegler et al. 2019 (arXiv:1909.08593), section 2.2.
 
@@ -131,6 +139,7 @@ def adaptive_kl(
         >>> print(f"{controller.update(controller.init(), jnp.array(12.0), 100):.4f}")  # 0.1 (1 + 0.2 / 10)
         0.1020
     """
+    _check_coefficient(coefficient)
     for name, value in (("target", target), ("horizon", horizon)):
         if isinstance(value, float | int) and value <= 0:
             raise ValueError(f"the {name} of an adaptive KL coefficient is {value!r}; it must be positive")
@@ -146,3 +155,8 @@ def adaptive_kl(
         return coefficient * (1.0 + error * jnp.asarray(n, dtype=dtype) / horizon)
 
     return KLController(init, update)
+
+
+def _check_coefficient(coefficient: Float[Array, ""] | float | int) -> None:
+    if isinstance(coefficient, float | int) and not coefficient >= 0:
+        raise ValueError(f"the KL coefficient is {coefficient!r}, which rewards divergence; give 0 or more")

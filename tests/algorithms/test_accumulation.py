@@ -10,12 +10,13 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rlhf_jax.algorithms.accumulation import accumulated_gradients, split_rows
-from rlhf_jax.algorithms.dpo import dpo
-from rlhf_jax.algorithms.grpo import GRPOConfig, grpo
+from rlhf_jax.algorithms.policy_gradient import PolicyGradientConfig, policy_gradient
 from rlhf_jax.algorithms.ppo import PPOConfig, ppo
+from rlhf_jax.algorithms.preference import preference
 from rlhf_jax.algorithms.reward_modeling import reward_modeling
 from rlhf_jax.algorithms.sft import sft
 from rlhf_jax.losses.kl import fixed_kl
+from rlhf_jax.losses.preference_choices import preference_loss
 from rlhf_jax.losses.reduce import mean
 from rlhf_jax.models.heads import init_policy
 from rlhf_jax.types import Demonstrations, PreferenceBatch, Sequences
@@ -41,7 +42,12 @@ PAIRS = PreferenceBatch(chosen=side(1), rejected=side(2), margin=jnp.linspace(0.
 DEMONSTRATIONS = Demonstrations(**{name: getattr(side(3), name) for name in ("tokens", "mask", "loss_mask")})
 OFFLINE = {
     "sft": (lambda config, accumulate: sft(config, optax.sgd(0.1), accumulate=accumulate), DEMONSTRATIONS),
-    "dpo": (lambda config, accumulate: dpo(config, optax.sgd(0.1), 0.3, 0.1, accumulate=accumulate), PAIRS),
+    "dpo": (
+        lambda config, accumulate: preference(
+            config, preference_loss("dpo", beta=0.3, label_smoothing=0.1), optax.sgd(0.1), accumulate=accumulate
+        ),
+        PAIRS,
+    ),
     "reward_model": (
         lambda config, accumulate: reward_modeling(config, optax.sgd(0.1), centring=0.1, accumulate=accumulate),
         PAIRS,
@@ -66,8 +72,8 @@ def test_offline_algorithms_make_the_step_of_the_whole_batch(config, policy, nam
 def on_policy(request, config, policy, prompts, sampling):
     """An algorithm by its number of microbatches, a state, and a rollout of which one response is empty."""
     if request.param == "grpo":
-        options = GRPOConfig(sampling=sampling, samples=2, epochs=1, minibatches=2)
-        prompts, build = jax.tree.map(lambda leaf: leaf[:4], prompts), grpo
+        options = PolicyGradientConfig(sampling=sampling, samples=2, epochs=1, minibatches=2)
+        prompts, build = jax.tree.map(lambda leaf: leaf[:4], prompts), policy_gradient
     else:
         shared = {"value_net": "shared", "reduction": "sequence_mean"} if "shared" in request.param else {}
         options, build = PPOConfig(sampling=sampling, epochs=1, entropy_coefficient=0.1, **shared), ppo

@@ -6,19 +6,24 @@ import numpy as np
 import optax
 import pytest
 
-from rlhf_jax.algorithms.dpo import dpo
 from rlhf_jax.algorithms.optimizer import adam
 from rlhf_jax.algorithms.ppo import PPOConfig, ppo
+from rlhf_jax.algorithms.preference import preference
 from rlhf_jax.algorithms.reward_modeling import reward_modeling
 from rlhf_jax.algorithms.sft import negative_log_likelihood, sft
 from rlhf_jax.algorithms.trained import assemble, reference_policy, trainable
 from rlhf_jax.losses.kl import fixed_kl
+from rlhf_jax.losses.preference_choices import preference_loss
 from rlhf_jax.models.adapters import AdapterConfig, adapter_size, init_adapter, merge
 from rlhf_jax.models.heads import init_value_head
 from rlhf_jax.types import Demonstrations, PreferenceBatch, Sequences
 
 LORA = AdapterConfig(kind="lora", targets=("query", "value", "down"), rank=2, alpha=4.0)
 REWARDS = jnp.array([0.9, -1.6, 0.3, 2.5, -0.4, 0.0, 1.1, -2.2])
+
+
+def dpo(config, optimizer, **options):
+    return preference(config, preference_loss("dpo"), optimizer, **options)
 
 
 def equal(found, expected):

@@ -1,14 +1,33 @@
-"""Direct preference optimisation on log-probabilities."""
+"""Losses of pairs against a reference, on log-probabilities."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.losses.preference import dpo_loss, implicit_reward
+from rlhf_jax.losses.preference import (
+    dpo_loss,
+    hinge_loss,
+    implicit_reward,
+    ipo_loss,
+    log_ratio_gap,
+    robust_dpo_loss,
+    xpo_loss,
+)
 
-# log pi(w), log pi(l), log ref(w), log ref(l)
+# log pi(w), log pi(l), log ref(w), log ref(l); the gaps are (1) - (-1) = 2, 0 - 1 = -1 and 2 - (-3) = 5
 LOGPROBS = np.array([[-10.0, -3.5, -7.0], [-12.0, -3.0, -7.0], [-11.0, -3.5, -9.0], [-11.0, -4.0, -4.0]])
+GAPS = np.array([2.0, -1.0, 5.0])
+LENGTHS = (jnp.array([4, 1, 2]), jnp.array([2, 5, 1]))
+LOSSES = {
+    "dpo": lambda *rows: dpo_loss(*rows, 0.3),
+    "smoothed dpo": lambda *rows: dpo_loss(*rows, 0.3, 0.2),
+    "robust": lambda *rows: robust_dpo_loss(*rows, 0.3, 0.2),
+    "ipo": lambda *rows: ipo_loss(*rows, 0.3),
+    "ipo by length": lambda *rows: ipo_loss(*rows, 0.3, LENGTHS),
+    "hinge": lambda *rows: hinge_loss(*rows, 0.3),
+    "xpo": lambda *rows: xpo_loss(*rows, rows[1], 0.3, 0.05),
+}
 
 
 def of(array, dtype=jnp.float32):
@@ -16,42 +35,46 @@ def of(array, dtype=jnp.float32):
 
 
 def test_numbers_worked_by_hand():
-    """The gaps are (1) - (-1) = 2, 0 - 1 = -1 and 2 - (-3) = 5; with beta 0.5 the loss is log(1 + exp(-gap / 2))."""
+    """With beta 0.5 the loss of DPO is log(1 + exp(-gap / 2))."""
+    np.testing.assert_allclose(log_ratio_gap(*of(LOGPROBS)), GAPS)
     expected = [np.log1p(np.exp(-1.0)), np.log1p(np.exp(0.5)), np.log1p(np.exp(-2.5))]
     np.testing.assert_allclose(dpo_loss(*of(LOGPROBS), 0.5), expected, rtol=1e-6)
     np.testing.assert_allclose(implicit_reward(*of(LOGPROBS[[0, 2]]), 0.5), [0.5, 0.0, 1.0], rtol=1e-6)
     smoothed = 0.75 * np.log1p(np.exp(-1.0)) + 0.25 * np.log1p(np.exp(1.0))
     np.testing.assert_allclose(dpo_loss(*of(LOGPROBS), 0.5, 0.25)[0], smoothed, rtol=1e-6)
+    robust = (0.75 * np.log1p(np.exp(-1.0)) - 0.25 * np.log1p(np.exp(1.0))) / 0.5
+    np.testing.assert_allclose(robust_dpo_loss(*of(LOGPROBS), 0.5, 0.25)[0], robust, rtol=1e-6)
+    np.testing.assert_allclose(ipo_loss(*of(LOGPROBS), 0.5), [1.0, 4.0, 16.0])
+    # The log-ratios are 1, 0, 2 and -1, 1, -3: divided by the lengths, 0.25, 0, 1 and -0.5, 0.2, -3.
+    np.testing.assert_allclose(ipo_loss(*of(LOGPROBS), 0.5, LENGTHS), [0.0625, 1.44, 9.0], rtol=1e-6)
+    np.testing.assert_allclose(hinge_loss(*of(LOGPROBS), 0.5), [0.0, 1.5, 0.0])
+    np.testing.assert_allclose(xpo_loss(*of(LOGPROBS), of(LOGPROBS)[1], 0.5, 0.1), expected + 0.1 * LOGPROBS[1])
 
 
-def test_reference_values(golden_losses):
-    given = golden_losses["inputs"]
-    for dtype, tolerance in ((jnp.float32, 1e-5), (jnp.float64, 1e-12)):
-        with jax.enable_x64(True):
-            mask = np.array(given["mask"])
-            policy, reference = ((np.array(given[name]) * mask).sum(axis=1) for name in ("logp", "ref"))
-            rows = of([policy[::2], policy[1::2], reference[::2], reference[1::2]], dtype)
-            np.testing.assert_allclose(dpo_loss(*rows, 0.1).mean(), golden_losses["dpo_.1"], rtol=tolerance)
-            np.testing.assert_allclose(dpo_loss(*rows, 0.1, 0.1).mean(), golden_losses["cdpo_.1_eps.1"], rtol=tolerance)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-4), (jnp.float64, 1e-6)])
+def test_reference_values(golden_losses, golden_pairs, dtype, tolerance):
+    with jax.enable_x64(True):
+        *four, chosen_length, rejected_length = golden_pairs(dtype)
+        found = {
+            "dpo_.1": dpo_loss(*four, 0.1),
+            "cdpo_.1_eps.1": dpo_loss(*four, 0.1, 0.1),
+            "ipo_tau.1_sum": ipo_loss(*four, 0.1),
+            "ipo_tau.1_lenavg": ipo_loss(*four, 0.1, (chosen_length, rejected_length)),
+            "slic_hinge_.1": hinge_loss(*four, 0.1),
+            "xpo_.1_a.001_refside_losers": xpo_loss(*four, four[1], 0.1, 0.001),
+        }
+        for name, losses in found.items():
+            assert losses.dtype == dtype
+            np.testing.assert_allclose(losses.mean(), golden_losses[name], rtol=tolerance, err_msg=name)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_gradients_agree_with_finite_differences_and_leave_the_reference_alone(smoothing):
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_agree_with_finite_differences_and_leave_the_reference_alone(name, assert_gradient):
     with jax.enable_x64(True):
         rows = of(LOGPROBS, jnp.float64)
-
-        def total(*rows):
-            return dpo_loss(*rows, 0.3, smoothing).sum()
-
-        gradients = jax.grad(total, argnums=(0, 1, 2, 3))(*rows)
-        for place in (0, 1):
-            for row in range(3):
-                nudge = jnp.zeros(3).at[row].set(1e-6)
-                up, down = ([*rows[:place], rows[place] + s * nudge, *rows[place + 1 :]] for s in (1, -1))
-                slope = (total(*up) - total(*down)) / 2e-6
-                np.testing.assert_allclose(gradients[place][row], slope, rtol=1e-7)
-        np.testing.assert_array_equal(gradients[0], -gradients[1])
-        np.testing.assert_array_equal(jnp.stack(gradients[2:]), 0.0)
+        assert_gradient(lambda *two: LOSSES[name](*two, *rows[2:]).sum(), *rows[:2])
+        frozen = jax.grad(lambda *two: LOSSES[name](*rows[:2], *two).sum(), argnums=(0, 1))(*rows[2:])
+        np.testing.assert_array_equal(jnp.stack(frozen), 0.0)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -74,29 +97,61 @@ def test_smoothed_labels_make_a_finite_gap_best():
     assert float(slope(jnp.array([30.0]))[0]) > 0 > float(slope(jnp.array([10.0]))[0])
 
 
+def test_flips_average_out_of_the_robust_loss():
+    """Over labels flipped at the rate e it has the mean of DPO on the true ones; with e = 0 it is DPO."""
+    pair = of(LOGPROBS)
+    turned = [pair[place] for place in (1, 0, 3, 2)]
+    plain = dpo_loss(*pair, 0.5)
+    mean = 0.7 * robust_dpo_loss(*pair, 0.5, 0.3) + 0.3 * robust_dpo_loss(*turned, 0.5, 0.3)
+    np.testing.assert_allclose(mean, plain, rtol=1e-5)
+    np.testing.assert_allclose(robust_dpo_loss(*pair, 0.5, 0.0), plain, rtol=1e-6)
+
+
+@pytest.mark.parametrize("lengths", [None, (jnp.array([2]), jnp.array([4]))])
+def test_ipo_rests_at_its_gap(lengths):
+    """The gradient is 0 at h = 1 / (2 tau) and turns round there."""
+    zero, rest = jnp.zeros(1), 5.0 if lengths is None else 10.0
+    slope = jax.grad(lambda c: ipo_loss(c, zero, zero, zero, 0.1, lengths).sum())
+    assert float(slope(jnp.array([rest]))[0]) == 0.0
+    assert float(slope(jnp.array([rest + 1]))[0]) > 0 > float(slope(jnp.array([rest - 1]))[0])
+
+
+def test_without_optimism_xpo_is_dpo_and_with_it_the_reference_loses_probability():
+    rows = of(LOGPROBS)
+    np.testing.assert_array_equal(xpo_loss(*rows, rows[0], 0.3, 0.0), dpo_loss(*rows, 0.3))
+    slopes = jax.grad(lambda sample: xpo_loss(*rows, sample, 0.3, 0.05).sum())(rows[1])
+    np.testing.assert_allclose(slopes, 0.05)
+
+
 def test_exchanging_the_sides_turns_the_gap_round():
-    chosen, rejected, reference_chosen, reference_rejected = of(LOGPROBS)
-    forward = dpo_loss(chosen, rejected, reference_chosen, reference_rejected, 0.5)
-    backward = dpo_loss(rejected, chosen, reference_rejected, reference_chosen, 0.5)
-    np.testing.assert_allclose(backward - forward, 0.5 * np.array([2.0, -1.0, 5.0]), rtol=1e-5)
+    pair = of(LOGPROBS)
+    turned = [pair[place] for place in (1, 0, 3, 2)]
+    np.testing.assert_array_equal(log_ratio_gap(*turned), -log_ratio_gap(*pair))
+    np.testing.assert_allclose(dpo_loss(*turned, 0.5) - dpo_loss(*pair, 0.5), 0.5 * GAPS, rtol=1e-5)
+    # (-h - c)^2 - (h - c)^2 = 4 c h with c = 1 / (2 beta)
+    np.testing.assert_allclose(ipo_loss(*turned, 0.5) - ipo_loss(*pair, 0.5), 4 * GAPS, rtol=1e-5)
 
 
-def test_extreme_gaps_stay_finite_and_narrow_floats_are_raised():
-    far = jnp.array([-1e4, 1e4])
-    value, slope = jax.value_and_grad(lambda c: dpo_loss(c, -c, far, far, 1.0).sum())(far)
+@pytest.mark.parametrize("name", LOSSES)
+def test_extreme_gaps_stay_finite_and_narrow_floats_are_raised(name):
+    far = jnp.array([-1e4, 1e4, 0.0])
+    value, slope = jax.value_and_grad(lambda c: LOSSES[name](c, -c, far, far).sum())(far)
     assert np.isfinite(value) and np.isfinite(slope).all()
-    narrow = [row.astype(jnp.bfloat16) for row in of(LOGPROBS)]
-    assert dpo_loss(*narrow, 0.1).dtype == jnp.float32
+    assert LOSSES[name](*of(LOGPROBS, jnp.bfloat16)).dtype == jnp.float32
 
 
-def test_permutation_and_jit():
-    rows, order = of(LOGPROBS), np.array([2, 0, 1])
-    loss = dpo_loss(*rows, 0.1)
-    np.testing.assert_array_equal(dpo_loss(*(row[order] for row in rows), 0.1), loss[order])
-    np.testing.assert_allclose(jax.jit(dpo_loss)(*rows, jnp.float32(0.1), jnp.float32(0.0)), loss, rtol=1e-6)
+@pytest.mark.parametrize("loss", [dpo_loss, ipo_loss, hinge_loss, robust_dpo_loss, xpo_loss])
+def test_a_beta_of_0_is_an_error(loss):
+    rest = {robust_dpo_loss: (0.0, 0.1), xpo_loss: (jnp.zeros(3), 0.0, 0.1)}.get(loss, (0.0,))
+    with pytest.raises(ValueError, match=r"beta is 0.0; it must be positive"):
+        loss(*of(LOGPROBS), *rest)
 
 
-@pytest.mark.parametrize(("beta", "smoothing", "name"), [(0.0, 0.0, "beta"), (0.1, 0.5, "label_smoothing")])
-def test_impossible_options_are_errors(beta, smoothing, name):
-    with pytest.raises(ValueError, match=name):
-        dpo_loss(*of(LOGPROBS), beta, smoothing)
+def test_impossible_options_are_errors():
+    rows = of(LOGPROBS)
+    with pytest.raises(ValueError, match=r"label_smoothing is 0.5"):
+        dpo_loss(*rows, 0.1, 0.5)
+    with pytest.raises(ValueError, match=r"flip_rate is 0.5; it must be at least 0 and below 1/2"):
+        robust_dpo_loss(*rows, 0.1, 0.5)
+    with pytest.raises(ValueError, match=r"alpha is -0.1; it must not be negative"):
+        xpo_loss(*rows, rows[0], 0.1, -0.1)

@@ -1,7 +1,7 @@
 """One step of PPO with AdvPO, and one of SFT and of DPO, on a mesh or on none: what must not depend on the devices.
 
 Optimisers are plain descent at rate 1, so that the change of the parameters is the gradient. As a command it is one of
-several processes, the first of which writes what came out:
+several processes, the first of which writes what came out of PPO:
 
     python one_step.py MESH COORDINATOR PROCESSES PROCESS_ID OUT.npz
 """
@@ -16,11 +16,13 @@ import numpy as np
 import optax
 
 from rlhf_jax.algorithms.compose import ComposedState, compose
-from rlhf_jax.algorithms.dpo import dpo
 from rlhf_jax.algorithms.in_place import in_place
+from rlhf_jax.algorithms.kto import kto
 from rlhf_jax.algorithms.ppo import PPOConfig, ppo
+from rlhf_jax.algorithms.preference import preference
 from rlhf_jax.algorithms.sft import sft
 from rlhf_jax.losses.kl import fixed_kl
+from rlhf_jax.losses.preference_choices import preference_loss
 from rlhf_jax.models.config import Experts, ModelConfig
 from rlhf_jax.models.heads import init_policy, init_reward_model
 from rlhf_jax.parallel.distributed import Distributed, first_process, initialise
@@ -30,7 +32,7 @@ from rlhf_jax.parallel.sharding import infer, place_batch
 from rlhf_jax.rewards.bradley_terry import reward_scorer
 from rlhf_jax.rewards.last_layer import advpo, geometry
 from rlhf_jax.sampling.filters import SamplingConfig
-from rlhf_jax.types import Demonstrations, PreferenceBatch, Prompts, Score, Sequences
+from rlhf_jax.types import Demonstrations, PreferenceBatch, Prompts, Score, Sequences, UnpairedBatch
 
 ROWS, PROMPT, RESPONSE = 16, 8, 8
 DENSE = ModelConfig(
@@ -120,17 +122,33 @@ def supervised(on):
 
 
 def preferences(on):
-    """One update of DPO; the reference is another policy, so that the loss is not log 2."""
-    algorithm = dpo(DENSE, DESCENT, beta=0.5)
+    """One update of DPO; with another reference, for else the loss is log 2."""
+    algorithm = preference(DENSE, preference_loss("dpo", beta=0.5), DESCENT)
     pairs = PreferenceBatch(
         chosen=Sequences(**_sequences(6)), rejected=Sequences(**_sequences(7)), margin=jnp.zeros(ROWS)
     )
+
+    return offline(DENSE, another_reference(algorithm), pairs, on)
+
+
+def completions(on):
+    """One update of KTO, whose reference point is a mean over all rows."""
+    batch = UnpairedBatch(
+        completions=Sequences(**_sequences(6)),
+        mismatched=Sequences(**_sequences(7)),
+        good=jnp.arange(ROWS) % 3 == 0,
+    )
+    return offline(DENSE, another_reference(kto(DENSE, DESCENT, beta=0.5)), batch, on)
+
+
+def another_reference(algorithm):
+    """The same algorithm, whose reference is not the policy at the start."""
 
     def init(key, params):
         other = init_policy(DENSE, jax.random.fold_in(key, 1))
         return algorithm.init(key, params | {"reference": other})
 
-    return offline(DENSE, algorithm._replace(init=init), pairs, on)
+    return algorithm._replace(init=init)
 
 
 class OneDevice:
@@ -171,6 +189,7 @@ PARTS = {
     "mixture": lambda on: adversarial_ppo(MIXTURE, on),
     "sft": supervised,
     "dpo": preferences,
+    "kto": completions,
 }
 
 
@@ -181,9 +200,9 @@ def leaves(tree):
 
 def main(words, coordinator, processes, process_id, out):
     initialise(Distributed(coordinator, int(processes), int(process_id)))
-    found = {part: leaves(outcome(PARTS[part], words)) for part in ("ppo", "sft")}
+    found = leaves(outcome(PARTS["ppo"], words))
     if first_process():
-        np.savez(out, **{f"{part}/{name}": value for part, kept in found.items() for name, value in kept.items()})
+        np.savez(out, **found)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def assert_agree(found, part):
             np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-5 * largest, err_msg=name)
 
 
-@pytest.mark.parametrize("words", ["data=8", "fsdp=8", "tensor=8", "sequence=8", "data=2,fsdp=2,tensor=2"])
+@pytest.mark.parametrize("words", ["data=8", "fsdp=8", "tensor=8", "sequence=8"])
 def test_ppo_with_advpo_is_the_same_on_every_mesh(words):
     assert_agree(one_step.leaves(one_step.outcome(one_step.PARTS["ppo"], words)), "ppo")
 
@@ -49,7 +49,7 @@ def test_a_mixture_of_experts_is_the_same_on_every_mesh(words):
     assert_agree(one_step.leaves(one_step.outcome(one_step.PARTS["mixture"], words)), "mixture")
 
 
-@pytest.mark.parametrize("part", ["sft", "dpo"])
+@pytest.mark.parametrize("part", ["sft", "dpo", "kto"])
 def test_offline_updates_are_the_same_on_a_mesh(part):
     words = "fsdp=2,tensor=2,sequence=2"
     assert_agree(one_step.leaves(one_step.outcome(one_step.PARTS[part], words)), part)
@@ -62,7 +62,7 @@ def test_the_step_has_something_to_disagree_about():
     assert max(np.abs(value).max() for name, value in found.items() if "change" in name) > 1e-2
 
 
-def test_two_processes_of_four_devices_are_one_of_eight(tmp_path):
+def test_ppo_with_advpo_is_the_same_in_two_processes_and_on_a_mesh_of_three_axes(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -76,6 +76,4 @@ def test_two_processes_of_four_devices_are_one_of_eight(tmp_path):
         _, errors = run.communicate(timeout=300)
         assert run.returncode == 0, errors.decode()[-3000:]
     with np.load(tmp_path / "out.npz") as found:
-        for part in ("ppo", "sft"):
-            kept = {name.removeprefix(f"{part}/"): found[name] for name in found if name.startswith(f"{part}/")}
-            assert_agree(kept, part)
+        assert_agree(dict(found), "ppo")

@@ -1,4 +1,4 @@
-"""DPO against a slow oracle, and what must and must not change it."""
+"""Learning from pairs against a slow oracle, and what must and must not change it."""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +6,14 @@ import numpy as np
 import optax
 import pytest
 
-from rlhf_jax.algorithms.dpo import dpo, implicit_rewards, preference_logprobs
 from rlhf_jax.algorithms.optimizer import adam
+from rlhf_jax.algorithms.preference import completion_logprobs, preference
+from rlhf_jax.losses.preference_choices import preference_loss
 from rlhf_jax.models.heads import init_policy, unembed
 from rlhf_jax.models.transformer import apply_trunk
 from rlhf_jax.types import PreferenceBatch, Sequences
+
+SMOOTHED = preference_loss("dpo", beta=0.3, label_smoothing=0.1)
 
 
 def side(seed: int) -> Sequences:
@@ -36,7 +39,14 @@ def reference(config):
 @pytest.fixture(scope="module")
 def plain(config):
     """Plain gradient descent with rate 0.1, and its jitted update."""
-    algorithm = dpo(config, optax.sgd(0.1), beta=0.3, label_smoothing=0.1)
+    algorithm = preference(config, SMOOTHED, optax.sgd(0.1))
+    return algorithm, jax.jit(algorithm.update)
+
+
+@pytest.fixture(scope="module")
+def odds(config):
+    """The same of ORPO, which has a likelihood of all chosen tokens and no reference."""
+    algorithm = preference(config, preference_loss("orpo", beta=0.7), optax.sgd(0.1))
     return algorithm, jax.jit(algorithm.update)
 
 
@@ -79,7 +89,7 @@ def test_metrics_are_those_worked_out_slowly(config, policy, reference, pairs, p
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
     assert int(state.step) == 1
-    held_out = implicit_rewards(config, policy, reference, pairs, 0.3)
+    held_out = SMOOTHED.rewards(completion_logprobs(config, policy, reference, pairs))
     np.testing.assert_allclose(held_out, [first, second], rtol=1e-4, atol=1e-5)
 
 
@@ -87,9 +97,14 @@ def test_an_update_is_a_step_down_the_gradient(config, policy, reference, pairs,
     """grad = -beta mean[(sigma(-delta) - e) (grad log pi(w) - grad log pi(l))], a sum of one gradient a sequence."""
     algorithm, update = plain
     state, _ = update(start(algorithm, policy, reference), pairs)
-    first, second = implicit_rewards(config, policy, reference, pairs, 0.3)
+    first, second = SMOOTHED.rewards(completion_logprobs(config, policy, reference, pairs))
     weight = -0.3 / 4 * (jax.nn.sigmoid(second - first) - 0.1)
-    jacobian = jax.jit(jax.jacrev(lambda params: jnp.stack(preference_logprobs(config, params, pairs))))(policy)
+
+    def logprobs(params):
+        found = completion_logprobs(config, params, None, pairs)
+        return jnp.stack([found.chosen, found.rejected])
+
+    jacobian = jax.jit(jax.jacrev(logprobs))(policy)
 
     def step(leaf, slopes):
         return leaf - 0.1 * jnp.tensordot(weight, slopes[0] - slopes[1], axes=1)
@@ -138,7 +153,7 @@ def test_rows_without_a_completion_only_fill_the_batch(policy, reference, pairs,
 
 
 def test_pairs_are_learned(config, policy, pairs):
-    algorithm = dpo(config, adam(0.02), beta=0.5)
+    algorithm = preference(config, preference_loss("dpo", beta=0.5), adam(0.02))
     begin = start(algorithm, jax.tree.map(jnp.copy, policy))  # donated below
 
     def train(state, pairs):
@@ -160,9 +175,47 @@ def test_pairs_that_do_not_say_where_completions_begin_are_refused(policy, pairs
         algorithm.update(start(algorithm, policy), unmarked)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"), [({"beta": 0.0}, "beta is 0.0"), ({"label_smoothing": 0.5}, "label_smoothing is 0.5")]
-)
-def test_impossible_options_are_refused(config, options, message):
-    with pytest.raises(ValueError, match=message):
-        dpo(config, optax.sgd(0.1), **options)
+def test_a_loss_without_reference_keeps_none_and_takes_none(policy, reference, odds):
+    algorithm, _ = odds
+    assert start(algorithm, policy).reference is None
+    with pytest.raises(ValueError, match="The loss needs no reference policy; leave out params"):
+        start(algorithm, policy, reference)
+
+
+@pytest.fixture(scope="module")
+def filled(pairs) -> PreferenceBatch:
+    """The pairs, of which the third one only fills the batch."""
+    emptied = jnp.arange(4)[:, None] == 2
+    return pairs.replace(rejected=pairs.rejected.replace(loss_mask=pairs.rejected.loss_mask & ~emptied))
+
+
+def test_orpo_is_the_likelihood_of_all_chosen_tokens_and_the_odds_of_pairs(config, policy, filled, odds):
+    algorithm, update = odds
+    kept = np.array([0, 1, 3])
+    chosen, rejected = (slow_logprob(config, policy, part)[kept] for part in (filled.chosen, filled.rejected))
+    lengths = [np.asarray(part.loss_mask.sum(axis=1))[kept] for part in (filled.chosen, filled.rejected)]
+    averages = [chosen / lengths[0], rejected / lengths[1]]
+    first, second = (average - np.log(-np.expm1(average)) for average in averages)
+    nll = -chosen.sum() / lengths[0].sum()
+    expected = {
+        "loss/nll": nll,
+        "loss/policy": nll + 0.7 * np.logaddexp(0, second - first).mean(),
+        "rewards/chosen": 0.7 * averages[0].mean(),
+        "rewards/rejected": 0.7 * averages[1].mean(),
+        "rewards/accuracies": (averages[0] > averages[1]).mean(),
+        "odds/log_ratio": (first - second).mean(),
+    }
+    _, metrics = update(start(algorithm, policy), filled)
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_microbatches_of_orpo_are_the_whole_batch(config, policy, filled, odds):
+    """Though one of them has fewer tokens."""
+    algorithm, update = odds
+    parts = preference(config, preference_loss("orpo", beta=0.7), optax.sgd(0.1), accumulate=2)
+    begin = start(algorithm, policy)
+    (expected, metrics), (found, found_metrics) = update(begin, filled), jax.jit(parts.update)(begin, filled)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(found_metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found.params, expected.params)
