@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rlhf_jax.types import Algorithm, Metrics, Params, Prompts, Rollout, Score, Transform
@@ -37,8 +38,8 @@ def compose(algorithm: Algorithm, scorer: Scorer, transform: Transform):
     Args:
         algorithm: an on-policy algorithm.
         scorer: `score(reward_params, tokens, mask) -> Score`.
-        transform: what is done with scores before the policy sees them; `reference` is its Score of reference
-            responses.
+        transform: what is done with scores before the policy sees them; `reference` is the Score of R reference
+            responses a prompt, which follow each other; of a rollout in groups each response gets those of its prompt.
     """
     if algorithm.rollout is None:
         raise ValueError("compose needs an on-policy algorithm; this one has no rollout: call its update on batches.")
@@ -48,9 +49,42 @@ def compose(algorithm: Algorithm, scorer: Scorer, transform: Transform):
     ) -> tuple[ComposedState, StepOutput]:
         algorithm_state, rollout = algorithm.rollout(state.algorithm, prompts)
         score = scorer(reward_params, rollout.sequences.tokens, rollout.sequences.mask)
+        reference = references_of_responses(reference, len(prompts.index), len(rollout.tokens))
         rewards, transform_state, reward_metrics = transform.apply(score, reference, state.transform)
         algorithm_state, metrics = algorithm.update(algorithm_state, rollout, rewards)
         state = ComposedState(algorithm=algorithm_state, transform=transform_state)
         return state, StepOutput(rollout, score, rewards, metrics | reward_metrics)
 
     return step
+
+
+def references_of_responses(reference: Score | None, prompts: int, responses: int) -> Score | None:
+    """The reference responses of each response of a rollout: those of its prompt.
+
+    Args:
+        reference: Score of R reference responses a prompt, [P * R]; those of a prompt follow each other.
+        prompts: P.
+        responses: B = P * K responses of the rollout; those of a prompt follow each other.
+
+    Returns:
+        Score [B * R], in the same order; what was given where there is one response a prompt.
+
+    Raises:
+        ValueError: there is not the same number of reference responses for every prompt.
+
+    Example:
+        >>> reference = Score(mean=jnp.array([1.0, 2.0, 3.0, 4.0]))  # of two prompts
+        >>> references_of_responses(reference, prompts=2, responses=4).mean.tolist()
+        [1.0, 2.0, 1.0, 2.0, 3.0, 4.0, 3.0, 4.0]
+    """
+    if reference is None or prompts == responses:
+        return reference
+    count = len(reference.mean)
+    if count % prompts:
+        raise ValueError(f"{count} reference responses for {prompts} prompts: give every prompt as many.")
+    order = jnp.repeat(jnp.arange(count).reshape(prompts, -1), responses // prompts, axis=0).reshape(-1)
+    return reference.replace(
+        mean=reference.mean[order],
+        features=None if reference.features is None else reference.features[order],
+        members=None if reference.members is None else reference.members[:, order],
+    )

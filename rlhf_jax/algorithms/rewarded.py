@@ -42,6 +42,7 @@ def model_reward(
     transform: Transform,
     transform_state: Any,
     references: Score | None = None,
+    each: int = 1,
 ) -> Rewarded:
     """Reward models as the reward; the whole step is one compiled program.
 
@@ -51,14 +52,16 @@ def model_reward(
         params: their parameters.
         transform: what becomes of their scores.
         transform_state: the transform's state at the start.
-        references: for a transform that compares with reference responses, the Score of one for every prompt there is:
-            row i belongs to the prompts of index i.
+        references: for a transform that compares with reference responses, the Score of some for every prompt there
+            is: rows i * each to (i + 1) * each belong to the prompts of index i.
+        each: reference responses a prompt.
     """
     whole = compose(algorithm, scorer, transform)
 
     @in_place
     def step(state, prompts, params, references):
-        own = jax.tree.map(lambda leaf: leaf[prompts.index], references)
+        rows = (prompts.index[:, None] * each + jnp.arange(each)[None]).reshape(-1)
+        own = jax.tree.map(lambda leaf: leaf[rows], references)
         state, output = whole(state, prompts, params, own)
         return state, output.metrics
 

@@ -10,6 +10,16 @@ from rlhf_jax.rewards.members import Member, Rule, check_rule, load_members, rul
 from rlhf_jax.rewards.python_reward import RewardFunction, load_reward_function
 
 
+def names_function(names: Sequence[str]) -> bool:
+    """Whether a reward is a Python function, named `module:function`, and no folder.
+
+    Example:
+        >>> names_function(["my_rewards:length"]), names_function(["a", "b"])
+        (True, False)
+    """
+    return len(names) == 1 and ":" in names[0] and not Path(names[0]).exists()
+
+
 def read_reward(
     names: Sequence[str],
     rule: Rule,
@@ -35,7 +45,7 @@ def read_reward(
         ValueError: there is no such function or folder, a reward model does not fit the policy, or the rule does not
             fit the number of reward models.
     """
-    if len(names) == 1 and ":" in names[0] and not Path(names[0]).exists():
+    if names_function(names):
         return load_reward_function(names[0])
     rule_state(rule, penalty)
     check_rule(rule, len(names))

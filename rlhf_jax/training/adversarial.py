@@ -1,29 +1,19 @@
-"""What AdvPO needs beside a reward model: the ellipsoid of the pairs it was trained on, and a reference a prompt."""
+"""What AdvPO needs beside a reward model: its options, and the ellipsoid of the pairs that the model was trained on."""
 
 import dataclasses
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from rlhf_jax.data.batches import pad_demonstrations, pad_preferences
+from rlhf_jax.data.batches import pad_preferences
 from rlhf_jax.data.columns import PREFERENCE_FORMATS
-from rlhf_jax.data.formats import as_chats, format_rows, load_rows
-from rlhf_jax.data.rows import LocatedRow
-from rlhf_jax.data.tokenization import (
-    Demonstration,
-    Preference,
-    describe_dropped,
-    tokenize_demonstrations,
-    tokenize_preferences,
-)
-from rlhf_jax.parallel.meetings import gathered
-from rlhf_jax.rewards.bradley_terry import check_rewards, reward_scorer
+from rlhf_jax.data.formats import as_chats, load_rows
+from rlhf_jax.data.tokenization import Preference, describe_dropped, tokenize_preferences
+from rlhf_jax.rewards.bradley_terry import reward_scorer
 from rlhf_jax.rewards.last_layer import (
     AdversarialState,
     Geometry,
@@ -36,11 +26,8 @@ from rlhf_jax.rewards.last_layer import (
 from rlhf_jax.rewards.members import Member
 from rlhf_jax.training.held_out import over_rows
 from rlhf_jax.training.options import SourceOptions
-from rlhf_jax.training.prompting import PromptRow
 from rlhf_jax.training.sources import Source, collate_for
-from rlhf_jax.types import Demonstrations, Rollout, Score, Sequences, Transform
-
-Draw = Callable[[Sequence[PromptRow]], Iterable[tuple[list[int], Rollout]]]
+from rlhf_jax.types import Transform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,32 +52,14 @@ class AdversarialOptions:
     regularisation: float = 1.0
 
 
-class Material(NamedTuple):
-    """What AdvPO is made of, as tokens.
-
-    Attributes:
-        pairs: the pairs that the reward model was trained on.
-        answers: reference answers, by the place of their prompt, see `reference_answers`.
-    """
-
-    pairs: list[Preference]
-    answers: dict[int, Demonstration]
-
-
-def check_adversarial(options: AdversarialOptions, rewards: Sequence[str]) -> None:
+def check_adversarial(options: AdversarialOptions) -> None:
     """Refuses options that AdvPO cannot work with, before anything is read.
-
-    Args:
-        options: the options.
-        rewards: the reward models.
 
     Raises:
         ValueError: the sentence names the option.
     """
     if options.preferences is None:
         raise ValueError("--rule advpo needs --preferences FILE, the pairs that the reward model was trained on.")
-    if len(rewards) != 1:
-        raise ValueError(f"--rule advpo is for one reward model, and --reward names {len(rewards)}: give one.")
     if options.regularisation <= 0:
         raise ValueError(f"--regularisation is {options.regularisation}: give more than 0.")
     for name in ("advpo_multiple", "advpo_value"):
@@ -99,63 +68,43 @@ def check_adversarial(options: AdversarialOptions, rewards: Sequence[str]) -> No
     advpo(ema=options.advpo_ema, rescale=options.advpo_rescale)
 
 
-def read_material(
-    options: Any, source: Source, member: Member, items: Sequence[PromptRow], response_length: int
-) -> Material:
-    """Reads the pairs, and the answers of the rows; prints how many there are.
-
-    Args:
-        options: `AdversarialOptions` and `SourceOptions` in one.
-        source: the policy.
-        member: the reward model.
-        items: the prompts to train on.
-        response_length: most tokens of an answer.
+def check_not_adversarial(options: AdversarialOptions, rule: str) -> None:
+    """Refuses options of AdvPO beside another rule, which does not read them.
 
     Raises:
-        ValueError: see `read_pairs` and `reference_answers`.
+        ValueError: the sentence names the option.
     """
-    longest = min(source.longest, member.config.context_length)
-    pairs = read_pairs(options, source, options.preferences, longest)
-    return Material(pairs, reference_answers(source, items, options.data, response_length))
+    for field in dataclasses.fields(AdversarialOptions):
+        if getattr(options, field.name) != field.default:
+            word = field.name.replace("_", "-")
+            raise ValueError(f"--rule {rule} does not use --{word}: leave it out, or choose advpo.")
 
 
 def adversarial_rule(
-    options: Any,
-    source: Source,
-    member: Member,
-    items: Sequence[PromptRow],
-    material: Material,
-    draw: Draw,
-    score: Callable[[Array, Array], Score],
-) -> tuple[Transform, AdversarialState, Score]:
-    """AdvPO as a reward transform, its state at the start, and the reward model's Score of a reference a prompt.
+    options: Any, source: Source, member: Member, pairs: Sequence[Preference]
+) -> tuple[Transform, AdversarialState]:
+    """AdvPO as a reward transform, and its state at the start.
 
     Args:
         options: `AdversarialOptions` and `SourceOptions` in one.
         source: the policy.
         member: the reward model.
-        items: the prompts to train on.
-        material: from `read_material`.
-        draw: see `reference_table`.
-        score: `score(tokens, mask)`, of the reward model.
+        pairs: those that it was trained on, from `read_pairs`.
 
     Raises:
-        ValueError: see `ellipsoid` and `reference_table`.
+        ValueError: see `ellipsoid`.
     """
     shape, radius = ellipsoid(
         member,
         source,
-        material.pairs,
+        pairs,
         options.batch_size,
         options.regularisation,
         options.advpo_value,
         options.advpo_multiple,
     )
-    answers = material.answers
-    collate = collate_for(pad_demonstrations, source, list(answers.values())) if answers else None
-    table = reference_table(items, answers, collate, draw, score, options.batch_size)
     transform = advpo(ema=options.advpo_ema, rescale=options.advpo_rescale)
-    return transform, transform.init(shape, radius), table
+    return transform, transform.init(shape, radius)
 
 
 def read_pairs(options: SourceOptions, source: Source, path: Path, longest: int) -> list[Preference]:
@@ -220,103 +169,3 @@ def ellipsoid(
     if not bool(jnp.isfinite(radius)):
         raise ValueError(f"the radius of AdvPO is {radius} in float32: raise --regularisation from {regularisation}.")
     return shape, radius
-
-
-def reference_answers(
-    source: Source, items: Sequence[PromptRow], path: Path, response_length: int
-) -> dict[int, Demonstration]:
-    """The answers that rows bring along as sequences: `completion`, `chosen`, or the last turn of `messages`.
-
-    An answer of more than `response_length` tokens is cut there, as those of the policy are.
-
-    Args:
-        source: the policy.
-        items: prompts and their rows.
-        path: where the rows are from, for messages.
-        response_length: most tokens of an answer.
-
-    Returns:
-        Sequences by the place of their item; items without an answer, or with an empty one, are left out.
-
-    Raises:
-        ValueError: answers of different kinds, or of a kind that is no completion.
-    """
-    found = {place: answer for place, item in enumerate(items) if (answer := _answer(item.row)) is not None}
-    if not found:
-        return {}
-    located = [
-        LocatedRow(
-            f"{path}, prompt {items[place].prompt.index} (counting from 0)",
-            {"prompt": items[place].row["prompt"], "completion": answer},
-        )
-        for place, answer in found.items()
-    ]
-    rows = format_rows(located, str(path), ("prompt_completion",))
-    # Too long ones are cut below, not dropped.
-    examples = tokenize_demonstrations(rows, source.tokenizer, sys.maxsize, vocab_size=source.config.vocab_size)
-    places = list(found)
-    return {
-        places[row]: _cut(answer, response_length, source.longest)
-        for row, answer in zip(examples.rows, examples.items, strict=True)
-    }
-
-
-def reference_table(
-    items: Sequence[PromptRow],
-    answers: Mapping[int, Demonstration],
-    collate: Callable[[Sequence[Demonstration]], Any] | None,
-    draw: Draw,
-    score: Callable[[Array, Array], Score],
-    batch_size: int,
-) -> Score:
-    """The reward model's Score of a reference response to every prompt.
-
-    Args:
-        items: N prompts.
-        answers: from `reference_answers`.
-        collate: makes a batch of answers; None where there are none.
-        draw: `draw(items)` gives responses of the initial policy and the places of their items, a batch at a time; it
-            is asked for the items without an answer.
-        score: `score(tokens, mask)`.
-        batch_size: answers a batch.
-
-    Returns:
-        `mean` [R] and `features` [R, D], in which row i belongs to the prompt of index i; R is the largest index and
-        one more, and rows that no prompt has are 0.
-
-    Raises:
-        ValueError: a score is not finite.
-    """
-    index = np.array([item.prompt.index for item in items])
-    missing = [place for place in range(len(items)) if place not in answers]
-
-    def by_row(sequences: Sequences | Demonstrations) -> Score:
-        return score(sequences.tokens, sequences.mask).replace(members=None)  # whose first axis counts no rows
-
-    parts = []
-    if answers:
-        found = over_rows(by_row, list(answers.values()), collate, batch_size)
-        parts.append((index[list(answers)], found))
-    for places, taken in draw([items[place] for place in missing]) if missing else ():
-        parts.append((index[[missing[place] for place in places]], gathered(by_row(taken.sequences))))
-    table = None
-    for rows, found in parts:
-        check_rewards(found.mean, "the reward model, of reference responses,")
-        if table is None:
-            table = jax.tree.map(lambda leaf: np.zeros((index.max() + 1, *leaf.shape[1:]), leaf.dtype), found)
-        for whole, leaf in zip(jax.tree.leaves(table), jax.tree.leaves(found), strict=True):
-            whole[rows] = leaf
-    print(f"reference responses: {len(answers)} from the rows, {len(missing)} drawn from the policy", flush=True)
-    return jax.tree.map(jnp.asarray, table)
-
-
-def _cut(answer: Demonstration, response_length: int, longest: int) -> Demonstration:
-    end = min(int(np.argmax(answer.loss_mask)) + response_length, longest)
-    return Demonstration(answer.tokens[:end], answer.loss_mask[:end])
-
-
-def _answer(row: Mapping[str, Any]) -> Any:
-    columns = [row[name] for name in ("completion", "chosen") if row.get(name) is not None]
-    messages = row.get("messages") or []
-    answered = bool(messages) and messages[-1]["role"] == "assistant"
-    return next(iter(columns), messages[-1:] if answered else None)

@@ -66,8 +66,8 @@ def check_without_mesh(options: SourceOptions) -> None:
     Raises:
         ValueError: the sentence names the option.
     """
-    for name in ("split_optimizer", "offload_reference"):
-        if vars(options).get(name):
+    for name, value in vars(options).items():
+        if value and name in ("split_optimizer", "offload_reference"):
             raise ValueError(f"--{name.replace('_', '-')} is for a run on a mesh: give --mesh as well.")
 
 
@@ -77,10 +77,9 @@ def current_mesh() -> Mesh | None:
     return None if mesh.empty else mesh
 
 
-def layout(options: TrainingOptions) -> dict[str, Any]:
-    """How `start` is to lay out a state, as the options say."""
-    offloaded = ("reference",) if getattr(options, "offload_reference", False) else ()
-    return {"split_optimizer": options.split_optimizer, "offload": offloaded}
+def layout(options: TrainingOptions, offload_reference: bool = False) -> dict[str, Any]:
+    """How `start` is to lay out a state, as the options say; those of scripts that offload a reference say so too."""
+    return {"split_optimizer": options.split_optimizer, "offload": ("reference",) if offload_reference else ()}
 
 
 def start(

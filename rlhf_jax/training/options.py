@@ -18,17 +18,30 @@ AdapterKind = Literal["lora", "dora", "ia3", "ssl", "ssb"]
 
 
 @dataclasses.dataclass(frozen=True)
-class SourceOptions(Distributed):
-    """Options of every script that reads a model and rows of data.
+class RunOptions:
+    """Options of every script: where its results go, and what becomes of a check that fails.
 
     Attributes:
         preset: a complete configuration to start from; other options given change it.
-        model: Hugging Face folder of the model, or a hub id.
-        data: rows: a JSONL, JSON or Parquet file.
         out: folder to write to; None: runs/NAME/<time>.
         overwrite: replace what an earlier run left in that folder.
-        resume: go on with the run in that folder, which was interrupted.
         strict: exit with 1 when a check fails.
+    """
+
+    preset: str = "default"
+    out: Path | None = None
+    overwrite: bool = False
+    strict: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceOptions(RunOptions, Distributed):
+    """Options of every script that reads a model and rows of data.
+
+    Attributes:
+        model: Hugging Face folder of the model, or a hub id.
+        data: rows: a JSONL, JSON or Parquet file.
+        resume: go on with the run in the folder `out`, which was interrupted.
         columns: columns to rename, as pairs of words, such as `question prompt answer completion`.
         convert: converter for a data set that has a format of its own, one of webgpt_comparisons,
             instructions, candidates.
@@ -45,13 +58,9 @@ class SourceOptions(Distributed):
             them, such as data=2.
     """
 
-    preset: str = "default"
     model: str | None = None
     data: Path | None = None
-    out: Path | None = None
-    overwrite: bool = False
     resume: bool = False
-    strict: bool = False
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
     convert: str | None = None
     chat: bool = False
@@ -62,6 +71,11 @@ class SourceOptions(Distributed):
     param_dtype: Dtype = "float32"
     mesh: str | None = None
     mesh_between: str | None = None
+
+    @property
+    def rows(self) -> int:
+        """Sequences that an update sees: those of a batch, where a script does not draw several a row."""
+        return self.batch_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,10 +180,10 @@ def check_options(options: SourceOptions, needed: Sequence[str] = ("model", "dat
         if name in values and not values[name] > 0:
             raise ValueError(f"{word(name)} is {values[name]}: give more than 0.")
     parts = values.get("accumulate", 1)
-    if options.batch_size % parts:
+    if options.rows % parts:
         raise ValueError(
             f"--batch-size {options.batch_size} does not split into --accumulate {parts} microbatches "
-            f"({options.batch_size} / {parts} = {options.batch_size / parts:.6g}): choose a divisor."
+            f"({options.rows} / {parts} = {options.rows / parts:.6g}): choose a divisor."
         )
     for name in ("held_out", "warmup"):
         if name in values and not 0 <= values[name] < 1:

@@ -81,7 +81,9 @@ def open_source(options: SourceOptions) -> Source:
     if mesh is not None:
         check_model(config, mesh.shape)
     parts = vars(options).get("accumulate", 1)
-    check_rows(options.batch_size // parts, None, "rows of a batch" if parts == 1 else "rows of a microbatch")
+    if parts > 1:
+        check_rows(options.rows // parts, None, "rows of a microbatch")
+    check_rows(options.batch_size, None)
     tokenizer = load_tokenizer(folder)
     check_tokenizer(config, tokenizer)
     if options.chat_template is not None:

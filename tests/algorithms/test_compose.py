@@ -6,7 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from rlhf_jax.algorithms.compose import ComposedState, compose
+from rlhf_jax.algorithms.compose import ComposedState, compose, references_of_responses
+from rlhf_jax.algorithms.methods import METHODS
+from rlhf_jax.algorithms.policy_gradient import PolicyGradientConfig, policy_gradient
 from rlhf_jax.algorithms.ppo import PPOConfig, ppo
 from rlhf_jax.algorithms.sft import sft
 from rlhf_jax.losses.kl import fixed_kl
@@ -16,6 +18,7 @@ from rlhf_jax.rewards.bradley_terry import EnsembleParams, ensemble_scorer
 from rlhf_jax.rewards.ellipsoid import geometry, gram
 from rlhf_jax.rewards.ensemble import ensemble_mean, single, uncertainty_weighted, worst_case
 from rlhf_jax.rewards.last_layer import advpo, samplewise
+from rlhf_jax.rewards.par import par
 from rlhf_jax.rewards.transforms import select
 from rlhf_jax.types import Score
 
@@ -147,6 +150,43 @@ def test_sixteen_lanes_give_the_numbers_of_each_alone(
         expected = alone(jax.tree.map(lambda leaf: leaf[place], lanes))  # noqa: B023
         close(jax.tree.map(lambda leaf: leaf[place], together), expected)  # noqa: B023
     assert len({np.asarray(tokens).tobytes() for tokens in together["tokens"]}) == count
+
+
+@pytest.mark.parametrize(("method", "rule"), [("grpo", "UWO"), ("rloo", "AdvPO"), ("remax", "PAR")])
+def test_groups_take_every_rule_and_each_response_meets_the_references_of_its_prompt(
+    config, sampling, policy, prompts, scorer, reward_params, reference, rule_states, method, rule
+):
+    """Two of the eight references belong to each of four prompts."""
+    four = jax.tree.map(lambda leaf: leaf[:4], prompts)
+    options = PolicyGradientConfig(sampling=sampling, method=METHODS[method], samples=2)
+    algorithm = policy_gradient(config, options, optax.sgd(0.1), fixed_kl(0.1))
+    transform, begin = (par(), ()) if rule == "PAR" else (RULES[rule], rule_states[rule])
+    start = start_of(algorithm, policy)
+    state = ComposedState(algorithm=start, transform=begin)
+    state, found = jax.jit(compose(algorithm, scorer, transform))(state, four, reward_params, reference)
+    rows = options.rows
+    assert rows == {"grpo": 2, "rloo": 2, "remax": 3}[method] and len(found.rewards) == 4 * rows
+    if rule == "PAR":
+        margins = found.score.mean.reshape(4, rows, 1) - reference.mean.reshape(4, 1, 2)
+        expected = (1 / (1 + np.exp(-np.asarray(margins)))).mean(axis=-1).reshape(-1)
+    else:  # AdvPO takes means over all references, so that it does not matter how often each one comes
+        expected = transform.apply(found.score, reference, begin)[0]
+    close(found.rewards, expected)
+    assert float(found.metrics["rewards/transformed"]) == pytest.approx(float(found.rewards.mean()), abs=1e-5)
+    moved = jax.tree.map(lambda old, new: bool((old != new).any()), start.params, state.algorithm.params)
+    assert any(jax.tree.leaves(moved))
+    unequal = found.rewards.reshape(4, rows)
+    assert float(found.metrics["objective/equal_groups"]) == np.mean(np.ptp(unequal, axis=1) == 0)
+
+
+def test_references_are_repeated_with_features_and_members_or_refused():
+    score = Score(mean=jnp.arange(2.0), features=jnp.arange(4.0).reshape(2, 2), members=jnp.arange(6.0).reshape(3, 2))
+    assert references_of_responses(score, 2, 2) is score and references_of_responses(None, 2, 4) is None
+    found = references_of_responses(score, 2, 6)
+    assert found.mean.tolist() == [0, 0, 0, 1, 1, 1]
+    assert found.features[2:4].tolist() == [[0, 1], [2, 3]] and found.members[1].tolist() == [2, 2, 2, 3, 3, 3]
+    with pytest.raises(ValueError, match="2 reference responses for 4 prompts: give every prompt as many"):
+        references_of_responses(score, 4, 8)
 
 
 def test_an_offline_algorithm_is_refused(config, scorer):

@@ -1,10 +1,7 @@
 """PPO of a tiny model with reward models and with a Python reward, from files to a folder that `transformers` loads."""
 
 import dataclasses
-import importlib.util
 import json
-import os
-import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,17 +11,8 @@ import numpy as np
 import pytest
 
 from rlhf_jax.models.huggingface import load_policy
+from rlhf_jax.training import policy_run
 from rlhf_jax.training.metrics import read_metrics
-
-SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "ppo.py"
-
-
-@pytest.fixture(scope="module")
-def script():
-    specification = importlib.util.spec_from_file_location("ppo_experiment", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -67,29 +55,8 @@ def rows_of(summary):
     return {row["name"]: row for row in summary["rows"]}
 
 
-def stopping(batches, after):
-    """`batches` of the pipeline, whose user presses Ctrl-C while batch number `after` is handed out."""
-
-    def make(*arguments, **options):
-        stream = batches(*arguments, **options)
-
-        class Stream:
-            get_state, set_state, taken = stream.get_state, stream.set_state, 0
-
-            def __next__(self):
-                self.taken += 1
-                if self.taken == after:
-                    os.kill(os.getpid(), signal.SIGINT)
-                return next(stream)
-
-        return Stream()
-
-    return make
-
-
-def test_an_ensemble_is_pushed_on_and_a_resumed_run_equals_an_uninterrupted_one(script, config, tmp_path, monkeypatch):
-    whole = script.main(dataclasses.replace(config, out=tmp_path / "whole"))
-    out = tmp_path / "whole"
+def test_an_ensemble_is_pushed_on(script, config):
+    whole, out = script.main(config), config.out
     names = {path.relative_to(out).as_posix() for path in out.rglob("*")}
     assert {"config.json", "summary.json", "samples.md", "figures/training.png", "model/config.json"} <= names
     assert {f"samples/step_0000000{step}.md" for step in (0, 2, 4)} <= names
@@ -105,35 +72,26 @@ def test_an_ensemble_is_pushed_on_and_a_resumed_run_equals_an_uninterrupted_one(
     assert rows["held-out reward gained, by prompt"]["mean"] == pytest.approx(gained, abs=1e-6)
     assert rows["KL of the policy from the initial one"]["n"] == 4
 
-    with monkeypatch.context() as patch:
-        patch.setattr(script, "batches", stopping(script.batches, after=3))
-        with pytest.raises(KeyboardInterrupt):
-            script.main(config)
-    resumed = script.main(dataclasses.replace(config, resume=True))
-    assert resumed["rows"][:8] == whole["rows"][:8]
-    jax.tree.map(np.testing.assert_array_equal, *(load_policy(folder / "model")[1] for folder in (out, config.out)))
-    assert not list((config.out / "checkpoints").rglob("*reference*"))
 
-
-def test_advpo_compares_with_references_and_its_averages_survive_an_interruption(
-    script, config, pairs, tmp_path, monkeypatch
+def test_advpo_compares_with_references_and_a_resumed_run_equals_an_uninterrupted_one(
+    script, config, pairs, tmp_path, interrupt
 ):
+    """Its moving averages are part of what is resumed."""
     config = dataclasses.replace(
         config, reward=config.reward[:1], rule="advpo", preferences=pairs, advpo_ema=0.9, advpo_rescale="std"
     )
     out = tmp_path / "whole"
-    script.main(dataclasses.replace(config, out=out))
+    whole = script.main(dataclasses.replace(config, out=out))
     lines = [line for line in read_metrics(out / "metrics.jsonl") if "objective/kl" in line]
     assert [line["step"] for line in lines] == [2, 4]
     for line in lines:
         assert line["uncertainty/mean"] > 0 and line["uncertainty/displacement"] > 0 and line["rewards/robust"] < 0
         assert line["objective/scores"] == pytest.approx(line["rewards/transformed"], abs=1e-5)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(script, "batches", stopping(script.batches, after=3))
-        with pytest.raises(KeyboardInterrupt):
-            script.main(config)
-    script.main(dataclasses.replace(config, resume=True))
+    interrupt(config, policy_run, number=3)
+    finished = script.main(dataclasses.replace(config, resume=True))
+    assert finished["rows"][:8] == whole["rows"][:8]
+    assert not list((config.out / "checkpoints").rglob("*reference*"))
     jax.tree.map(np.testing.assert_array_equal, *(load_policy(folder / "model")[1] for folder in (out, config.out)))
     resumed = [line for line in read_metrics(config.out / "metrics.jsonl") if "objective/kl" in line][-1]
     assert resumed["uncertainty/multiplier"] == lines[-1]["uncertainty/multiplier"]
@@ -169,9 +127,17 @@ def test_a_function_gets_texts_and_columns_and_an_adapter_is_exported(script, co
         ({"rule": "advpo"}, "--rule advpo needs --preferences FILE"),
         ({"rule": "advpo", "preferences": Path("pairs.jsonl")}, "--rule advpo is for one reward model, and --reward"),
         ({"preferences": Path("pairs.jsonl")}, "--rule worst_case does not use --preferences"),
-        ({"minibatches": 3}, "--batch-size 4 does not split into 3 --minibatches"),
+        ({"minibatches": 3}, "4 responses an update, which do not split into --minibatches 3"),
         ({"mesh": "data=8", "adapter": "lora", "offload_reference": True}, "--adapter trains on the reference itself"),
-        ({"temperature": 0.0}, "PPO samples from the policy itself"),
+        ({"temperature": 0.0}, "--temperature is 0.0: give more than 0"),
+        ({"kl": -0.1}, "--kl is -0.1: give 0 or more"),
+        ({"kl_in": "loss", "kl_estimate": "k1"}, "the mean gradient of k1 is 0"),
+        ({"dual_clip": 1.0}, "--dual-clip is 1.0: give more than 1"),
+        ({"advpo_ema": 0.9}, "--rule worst_case does not use --advpo-ema"),
+        ({"reference_responses": 2}, "--rule worst_case does not use --reference-responses"),
+        ({"rule": "par", "penalty": 0.5}, "--rule par does not use --penalty"),
+        ({"rule": "par"}, "--rule par is for one reward model, and --reward names 2"),
+        ({"rule": "par", "reward": ("math:hypot",)}, "--reward math:hypot is a function"),
         ({"response_length": 64}, "leave no room for a prompt"),
         ({"columns": {"prompt": "question"}}, "not prompt or messages"),
     ],

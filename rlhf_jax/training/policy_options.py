@@ -1,0 +1,144 @@
+"""The options that scripts share which train a policy on its own responses, and what is refused among them."""
+
+import dataclasses
+from typing import Any, Literal
+
+from rlhf_jax.losses.kl import KLController, adaptive_kl, fixed_kl
+from rlhf_jax.rewards.members import Rule, check_rule, rule_state
+from rlhf_jax.rewards.named import names_function
+from rlhf_jax.training.adversarial import AdversarialOptions, check_adversarial, check_not_adversarial
+from rlhf_jax.training.options import TrainingOptions, check_options
+from rlhf_jax.training.session import check_run
+
+COMPARING = ("advpo", "par")
+"""Rules that compare a response with reference responses to its prompt; they are for one reward model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyOptions(TrainingOptions, AdversarialOptions):
+    """Options of every script that trains a policy on its own responses.
+
+    Attributes:
+        reward: Hugging Face folders of reward models with the vocabulary of the policy, or one function, named
+            module:function.
+        rule: what becomes of the scores of several reward models: their mean, their minimum, their mean less a penalty
+            for their variance or standard deviation, or the score of the first alone. For one reward model there are
+            "advpo", its score under the head that is worst for the policy in the confidence ellipsoid of the trained
+            one, and "par", the probability that a response is preferred to reference responses to its prompt.
+        penalty: coefficient of that penalty; None: 0.5 (uncertainty_weighted) or 1 (lower_confidence_bound).
+        reference_samples: responses of the initial policy whose mean score each reward model counts from.
+        reference_responses: for advpo and par, responses of the initial policy that are drawn for each prompt to
+            compare with; None: the answer that a row brings along, or one that is drawn where there is none.
+        batch_size: prompts an update.
+        epochs: passes over the prompts.
+        response_length: most tokens of a response.
+        temperature: of the draws, above 0.
+        kl: coefficient of the KL from the initial policy, units of reward (in the loss: of advantage) a nat; where it
+            begins, with --target-kl.
+        kl_in: the KL is subtracted from the reward of each token, or is a term of the loss; None: as the algorithm does
+            it.
+        kl_estimate: how it is estimated there; None: as the algorithm does it.
+        target_kl: KL in nats a response that the coefficient is steered towards; None: it stays what it is.
+        kl_horizon: responses over which the coefficient follows.
+        dual_clip: above 1: where the advantage is negative, the loss of a token is at most this many times its size;
+            None: no bound.
+        missing_eos_penalty: subtracted from the reward of a response that did not end by itself.
+        passes: passes over the responses of an update.
+        minibatches: optimiser steps a pass.
+        offload_reference: on a mesh, keep the reference policy in the memory of the hosts while it is not used.
+    """
+
+    learning_rate: float = 1e-5
+    most_held_out: int = 128
+    reward: tuple[str, ...] = ()
+    rule: Rule | Literal["advpo", "par"] = "mean"
+    penalty: float | None = None
+    reference_samples: int = 256
+    reference_responses: int | None = None
+    response_length: int = 64
+    temperature: float = 1.0
+    kl: float = 0.05
+    kl_in: Literal["reward", "loss"] | None = None
+    kl_estimate: Literal["k1", "k2", "k3"] | None = None
+    target_kl: float | None = None
+    kl_horizon: int = 10_000
+    dual_clip: float | None = None
+    missing_eos_penalty: float = 0.0
+    passes: int = 1
+    minibatches: int = 1
+    offload_reference: bool = False
+
+
+def check_policy_run(options: PolicyOptions, name: str) -> None:
+    """Refuses what cannot work, before a model or data are read.
+
+    Args:
+        options: the options.
+        name: the name of the experiment.
+
+    Raises:
+        ValueError: the sentence names the option.
+    """
+    check_run(options, name)
+    check_options(options, ("reward",))
+    values = vars(options)
+    least = {"reference_samples": 1, "reference_responses": 1, "passes": 1, "minibatches": 1, "kl": 0}
+    for option, bound in least.items():
+        if values[option] is not None and not values[option] >= bound:
+            raise ValueError(f"--{option.replace('_', '-')} is {values[option]}: give {bound} or more.")
+    for option in ("temperature", "target_kl", "kl_horizon"):
+        if values[option] is not None and not values[option] > 0:
+            raise ValueError(f"--{option.replace('_', '-')} is {values[option]}: give more than 0.")
+    if options.dual_clip is not None and not options.dual_clip > 1:
+        raise ValueError(f"--dual-clip is {options.dual_clip}: give more than 1.")
+    parts = options.minibatches * options.accumulate
+    if options.rows % parts:
+        raise ValueError(
+            f"--batch-size {options.batch_size} makes {options.rows} responses an update, which do not split into "
+            f"--minibatches {options.minibatches} x --accumulate {options.accumulate}: choose divisors."
+        )
+    check_rewards_named(options)
+
+
+def check_rewards_named(options: PolicyOptions) -> None:
+    """Refuses a rule, and options of rules, that do not go with the rewards.
+
+    Raises:
+        ValueError: the sentence names the option.
+    """
+    rule, comparing = options.rule, options.rule in COMPARING
+    if rule != "advpo":
+        check_not_adversarial(options, rule)
+    if not comparing and options.reference_responses is not None:
+        raise ValueError(f"--rule {rule} does not use --reference-responses: leave it out, or choose advpo or par.")
+    if comparing and options.penalty is not None:
+        raise ValueError(f"--rule {rule} does not use --penalty: leave it out.")
+    if names_function(options.reward) and (rule != "mean" or options.penalty is not None):
+        raise ValueError(
+            f"--rule {rule} and --penalty are for reward models, and --reward {options.reward[0]} is a function: "
+            "leave them out, or give the folder of a reward model."
+        )
+    if rule == "advpo":
+        check_adversarial(options)
+    if comparing and len(options.reward) != 1:
+        raise ValueError(f"--rule {rule} is for one reward model, and --reward names {len(options.reward)}: give one.")
+    if not comparing:
+        rule_state(rule, options.penalty)
+        check_rule(rule, len(options.reward))
+
+
+def kl_of(options: PolicyOptions) -> KLController:
+    """The controller of the KL's coefficient that the options ask for."""
+    if options.target_kl is None:
+        return fixed_kl(options.kl)
+    return adaptive_kl(options.kl, options.target_kl, options.kl_horizon)
+
+
+def given(options: PolicyOptions, *names: str) -> dict[str, Any]:
+    """Those of the options that are not None, by name: None leaves the choice to the algorithm.
+
+    Example:
+        >>> given(PolicyOptions(kl_in="loss"), "kl_in", "kl_estimate")
+        {'kl_in': 'loss'}
+    """
+    return {name: vars(options)[name] for name in names if vars(options)[name] is not None}
