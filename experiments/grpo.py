@@ -51,7 +51,7 @@ class Config(PolicyOptions):
         responses: K, responses that are sampled a prompt; None: 8 where they are compared with each other, else 1.
             ReMax draws one more, the greedy one.
         clip_low: the ratio of probabilities is clipped at 1 - clip_low; None: as the method does it.
-        clip_high: the ratio is clipped at 1 + clip_high (of cispo, at clip_high); None: as the method does it.
+        clip_high: the ratio is clipped (of cispo, capped) at 1 + clip_high; None: as the method does it.
         mask_unfinished: responses that did not end by themselves are not trained on; None: as the method does it (dapo
             does: give False, and an --overlong-buffer, where hardly any response ends).
         oversample: of so many times as many prompts as are trained on, those are whose rewards are not all equal
