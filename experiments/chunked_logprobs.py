@@ -15,8 +15,6 @@ import dataclasses
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,18 +28,15 @@ from rlhf_jax.models.heads import init_policy, token_scores, unembed
 from rlhf_jax.models.transformer import apply_trunk
 from rlhf_jax.training import run_folder
 from rlhf_jax.training.command_line import run
+from rlhf_jax.training.options import RunOptions
 from rlhf_jax.training.progress import ProgressReport
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(RunOptions):
     """Options of the measurement.
 
     Attributes:
-        preset: a complete configuration to start from.
-        out: folder to write to; None: runs/chunked_logprobs/<time>.
-        overwrite: replace what an earlier run left in that folder.
-        strict: exit with 1 when a check fails.
         vocabulary: tokens of the vocabulary.
         tokens: tokens of a row.
         rows: rows of the batch.
@@ -50,10 +45,6 @@ class Config:
         calls: timed calls of each program, after one that is not timed; 0: compile only.
     """
 
-    preset: Literal["default", "large"] = "default"
-    out: Path | None = None
-    overwrite: bool = False
-    strict: bool = False
     vocabulary: int = 150_000
     tokens: int = 4096
     rows: int = 1

@@ -71,7 +71,7 @@ class Config(PolicyOptions):
     @property
     def rows(self) -> int:
         """Responses that an update is made of."""
-        return self.batch_size // self.oversample * options_of(self).rows
+        return options_of(self).rows * self.batch_size // self.oversample
 
 
 PRESETS = {
@@ -90,7 +90,7 @@ def method_of(config: Config) -> Method:
         value, word = getattr(config, name), name.replace("_", "-")
         if value is not None and name not in CLIPS[pieces.surrogate]:
             raise ValueError(f"--method {config.method} does not use --{word}: leave it out.")
-        if value is not None and value < 0:
+        if value is not None and not value >= 0:
             raise ValueError(f"--{word} is {value}: give 0 or more.")
     if config.oversample > 1 and not pieces.drop_equal:
         raise ValueError(f"--method {config.method} does not use --oversample: leave it out, or choose dapo.")
@@ -111,7 +111,9 @@ def options_of(config: Config) -> PolicyGradientConfig:
     if samples < 1 + grouped:
         why = ", for they are compared with each other" if grouped else ""
         raise ValueError(f"--responses is {samples}: give {config.method} {1 + grouped} or more{why}.")
-    if config.oversample < 1 or config.batch_size % config.oversample:
+    if config.oversample < 1:
+        raise ValueError(f"--oversample is {config.oversample}: give 1 or more.")
+    if config.batch_size % config.oversample:
         raise ValueError(
             f"--batch-size {config.batch_size} is no multiple of --oversample {config.oversample} "
             f"({config.batch_size} / {config.oversample} prompts are trained on): choose a divisor."

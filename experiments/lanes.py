@@ -13,8 +13,6 @@ on a CPU map their lanes.
 
 import dataclasses
 import time
-from pathlib import Path
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,28 +32,21 @@ from rlhf_jax.rewards.ellipsoid import Geometry
 from rlhf_jax.training import run_folder
 from rlhf_jax.training.command_line import run
 from rlhf_jax.training.compilation import CompileClock
+from rlhf_jax.training.options import RunOptions
 from rlhf_jax.training.progress import ProgressReport
 from rlhf_jax.types import Score
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(RunOptions):
     """Options of the measurement.
 
     Attributes:
-        preset: a complete configuration to start from.
-        out: folder to write to; None: runs/lanes/<time>.
-        overwrite: replace what an earlier run left in that folder.
-        strict: exit with 1 when a check fails.
         seeds: lanes of the larger program.
         updates: PPO updates a call.
         calls: timed calls of each program, after one that is not timed.
     """
 
-    preset: Literal["default"] = "default"
-    out: Path | None = None
-    overwrite: bool = False
-    strict: bool = False
     seeds: int = 16
     updates: int = 5
     calls: int = 3

@@ -78,6 +78,7 @@ class Rollout:
         sampling_logprob: the same under the distribution that was sampled from (after top-k, top-p, min-p), float32
             [B, T].
         finished: True where the response ended in a stop token, bool [B].
+        own: True where the policy that is trained drew the response (and not its reference, say), bool [B]; None: all.
     """
 
     prompts: Prompts
@@ -86,6 +87,12 @@ class Rollout:
     logprob: Float[Array, "B T"]
     sampling_logprob: Float[Array, "B T"]
     finished: Bool[Array, " B"]
+    own: Bool[Array, " B"] | None = None
+
+    @property
+    def own_rows(self) -> Bool[Array, " B"]:
+        """`own`, with all rows True where it is None."""
+        return jnp.ones(self.finished.shape, bool) if self.own is None else self.own
 
     @property
     def sequences(self) -> Sequences:
@@ -156,11 +163,13 @@ class Score:
         features: the vectors that the reward head multiplies, [B, D], for last-layer uncertainty; None if not asked
             for.
         members: the (centred) scores of ensemble members, [M, B]; None for one model.
+        own: which sequences the policy that is trained drew, [B], for what is measured over a batch; None: all.
     """
 
     mean: Float[Array, " B"]
     features: Float[Array, "B D"] | None = None
     members: Float[Array, "M B"] | None = None
+    own: Bool[Array, " B"] | None = None
 
 
 class Algorithm(NamedTuple):
@@ -184,8 +193,9 @@ class Transform(NamedTuple):
 
     Attributes:
         init: `init(...) -> state`: the transform's data (coefficients, a geometry, running averages) as a pytree.
-        apply: `apply(score, reference, state) -> (rewards [B], state, metrics)`; `reference` is the Score of one
-            reference response a prompt, or None. The gold reward is never an argument.
+        apply: `apply(score, reference, state) -> (rewards [B], state, metrics)`; `reference` is the Score of the
+            reference responses to each sequence's prompt (several follow each other), or None. The gold reward is never
+            an argument.
     """
 
     init: Callable[..., Any]

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import chex
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from rlhf_jax.types import Algorithm, Metrics, Params, Prompts, Rollout, Score, Transform
 
@@ -48,7 +48,7 @@ def compose(algorithm: Algorithm, scorer: Scorer, transform: Transform):
         state: ComposedState, prompts: Prompts, reward_params: Params, reference: Score | None = None
     ) -> tuple[ComposedState, StepOutput]:
         algorithm_state, rollout = algorithm.rollout(state.algorithm, prompts)
-        score = scorer(reward_params, rollout.sequences.tokens, rollout.sequences.mask)
+        score = scorer(reward_params, rollout.sequences.tokens, rollout.sequences.mask).replace(own=rollout.own)
         reference = references_of_responses(reference, len(prompts.index), len(rollout.tokens))
         rewards, transform_state, reward_metrics = transform.apply(score, reference, state.transform)
         algorithm_state, metrics = algorithm.update(algorithm_state, rollout, rewards)
@@ -83,8 +83,19 @@ def references_of_responses(reference: Score | None, prompts: int, responses: in
     if count % prompts:
         raise ValueError(f"{count} reference responses for {prompts} prompts: give every prompt as many.")
     order = jnp.repeat(jnp.arange(count).reshape(prompts, -1), responses // prompts, axis=0).reshape(-1)
-    return reference.replace(
-        mean=reference.mean[order],
-        features=None if reference.features is None else reference.features[order],
-        members=None if reference.members is None else reference.members[:, order],
+    return rows_of(reference, order)
+
+
+def rows_of(score: Score, rows: Int[Array, " R"]) -> Score:
+    """The Score of some rows; those of ensemble members stand on the second axis.
+
+    Example:
+        >>> score = Score(mean=jnp.array([1.0, 2.0]), members=jnp.array([[0.0, 1.0], [2.0, 3.0]]))
+        >>> rows_of(score, jnp.array([1, 1])).members.tolist()
+        [[1.0, 1.0], [3.0, 3.0]]
+    """
+    return score.replace(
+        mean=score.mean[rows],
+        features=None if score.features is None else score.features[rows],
+        members=None if score.members is None else score.members[:, rows],
     )

@@ -120,7 +120,7 @@ def imitating(name: str, temperature: float | None = None, **changes: Any) -> Im
         changes: attributes of `Imitation`.
 
     Raises:
-        ValueError: no such name, a temperature that is not positive, or one for weights that have none.
+        ValueError: no such name, a temperature that is not positive, or one for weights that have none or are given.
 
     Example:
         >>> imitating("raft", keep=2).keep
@@ -136,8 +136,10 @@ def imitating(name: str, temperature: float | None = None, **changes: Any) -> Im
     if temperature is not None:
         if found.weights is equal_weights:
             raise ValueError(f"the weights of {name} have no temperature: leave it out, or choose var.")
-        if temperature <= 0:
+        if not temperature > 0:
             raise ValueError(f"the temperature of {name} is {temperature!r}; it must be positive.")
+        if "weights" in changes:
+            raise ValueError("a temperature makes var_weights of itself: give it, or weights, not both.")
         changes["weights"] = partial(var_weights, temperature=temperature)
     return dataclasses.replace(found, **changes)
 

@@ -22,6 +22,7 @@ from rlhf_jax.losses.credit import (
 )
 from rlhf_jax.losses.policy import (
     capped_surrogate,
+    check_clips,
     clipped_surrogate,
     reinforce_surrogate,
     sequence_log_ratio,
@@ -52,7 +53,7 @@ class Method:
         drop_equal: groups whose rewards are all equal, before any penalty for their length, are not trained on.
 
     Raises:
-        ValueError: an unknown reduction or place of the KL, or k1 in the loss.
+        ValueError: an unknown reduction, baseline or place of the KL, a negative clip, or k1 in the loss.
     """
 
     advantages: Callable[[Array, Array, int], Array]
@@ -70,8 +71,17 @@ class Method:
 
     def __post_init__(self):
         check_kl(self.kl_in, self.kl_estimate)
+        check_clips(self.clip_low, self.clip_high, None)
+        if self.baseline not in ("group", "batch", "greedy"):
+            raise ValueError(f"baseline is {self.baseline!r}: choose group, batch or greedy.")
         if self.reduction not in REDUCTIONS:
             raise ValueError(f"unknown reduction {self.reduction!r}: choose one of {', '.join(REDUCTIONS)}.")
+        if (self.advantages is greedy_difference) != (self.baseline == "greedy"):
+            raise ValueError("greedy_difference compares with a greedy response: give it the baseline 'greedy', alone.")
+        if self.advantages in (group_standardised, group_centred, leave_one_out) and self.baseline != "group":
+            raise ValueError(f"{self.advantages.__name__} compares within groups: leave its baseline at 'group'.")
+        if self.centre_scores and self.baseline != "group":
+            raise ValueError("centre_scores subtracts the mean of a group: it needs the baseline 'group'.")
 
 
 _UNCLIPPED = {"clip_low": float("inf"), "clip_high": float("inf")}
@@ -139,6 +149,5 @@ def method(name: str, dual_clip: float | None = None, **changes: Any) -> Method:
         return chosen
     if chosen.surrogate is not clipped_surrogate:
         raise ValueError(f"the method {name} does not clip its surrogate: leave out dual_clip.")
-    if dual_clip <= 1:
-        raise ValueError(f"dual_clip is {dual_clip}: it bounds a ratio from above, so give more than 1.")
+    check_clips(chosen.clip_low, chosen.clip_high, dual_clip)
     return dataclasses.replace(chosen, surrogate=partial(clipped_surrogate, dual_clip=dual_clip))

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rlhf_jax.algorithms.accumulation import accumulated_gradients, by_parts
 from rlhf_jax.algorithms.optimizer import apply_gradients
 from rlhf_jax.algorithms.rollouts import taken_scores
-from rlhf_jax.algorithms.trained import reference_policy, trainable, without_shared_arrays
+from rlhf_jax.algorithms.trained import check_roles, reference_policy, trainable, without_shared_arrays
 from rlhf_jax.losses.kl import KLController, fixed_kl
 from rlhf_jax.models.adapters import AdapterConfig
 from rlhf_jax.models.config import ModelConfig
@@ -63,6 +63,8 @@ class OnPolicyConfig:
             raise ValueError(
                 f"{name} needs at least 1 epoch, 1 minibatch and 1 microbatch, not {', '.join(map(str, passes))}."
             )
+        if self.target_kl is not None and not self.target_kl > 0:
+            raise ValueError(f"{name}.target_kl is {self.target_kl}: give more than 0, or None, which never stops.")
 
 
 @chex.dataclass(frozen=True)
@@ -155,6 +157,11 @@ def on_policy(
         return in_parts(read, taken, options)
 
     def update(state: PolicyState, taken: Rollout, rewards: Array) -> tuple[PolicyState, Metrics]:
+        if rewards.shape not in (taken.mask.shape[:1], taken.mask.shape):
+            raise ValueError(
+                f"rewards have the shape {rewards.shape}: give one a response, {taken.mask.shape[:1]}, or one a token, "
+                f"{taken.mask.shape}."
+            )
         experience, metrics = pieces.prepare(state, taken, rewards, read_reference(state, taken))
 
         def loss(params: Params, part: Any, minibatch: Any) -> tuple[Float[Array, ""], Any]:
@@ -195,6 +202,7 @@ def begin_with_policy(
     """
 
     def begin(key: Array, given: Params) -> tuple[Params, Params, Array]:
+        check_roles(given, ("policy", "reference"))
         policy_key, state_key = jax.random.split(key)
         policy = given["policy"] if "policy" in given else init_policy(config, policy_key)
         return trainable(policy, adapter, policy_key), reference_policy(given, policy, adapter), state_key

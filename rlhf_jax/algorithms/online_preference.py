@@ -14,7 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.algorithms.on_policy import OnPolicyConfig, Pieces, PolicyState, begin_with_policy, on_policy
 from rlhf_jax.algorithms.rollouts import repeat_prompts, rollout_metrics, step_metrics, taken_scores
@@ -23,7 +23,8 @@ from rlhf_jax.losses.advantages import token_rewards
 from rlhf_jax.losses.kl import fixed_kl
 from rlhf_jax.losses.nash import nash_md_loss
 from rlhf_jax.losses.policy import token_log_ratio
-from rlhf_jax.losses.preference import dpo_loss, hinge_loss, implicit_reward, ipo_loss, xpo_loss
+from rlhf_jax.losses.preference import CompletionLogprobs, implicit_reward, xpo_loss
+from rlhf_jax.losses.preference_choices import PREFERENCE_LOSSES
 from rlhf_jax.losses.reduce import mean
 from rlhf_jax.losses.reward import preference_accuracy
 from rlhf_jax.models.adapters import AdapterConfig
@@ -43,26 +44,38 @@ class PairLogprobs:
     Attributes:
         logprob: log pi(y) of whole responses, nats, [G, 2].
         reference_logprob: the same under the reference, [G, 2].
+        lengths: tokens of the responses, [G, 2].
         margins: by how much the reward of the first exceeds that of the second, [G].
     """
 
     logprob: Float[Array, "G 2"]
     reference_logprob: Float[Array, "G 2"]
+    lengths: Int[Array, "G 2"]
     margins: Float[Array, " G"]
 
-    def ranked(self) -> tuple[Float[Array, " G"], Float[Array, " G"], Float[Array, " G"], Float[Array, " G"]]:
-        """Chosen, rejected, reference of the chosen, of the rejected: the first arguments of `losses.preference`."""
+    def ranked(self) -> CompletionLogprobs:
+        """The pairs as offline losses have them: the response of the larger reward is the chosen one."""
         first_wins = self.margins[:, None] > 0
         by_rank = [jnp.where(first_wins, each, each[:, ::-1]) for each in (self.logprob, self.reference_logprob)]
-        return tuple(each[:, place] for each in by_rank for place in (0, 1))
+        lengths = jnp.where(first_wins, self.lengths, self.lengths[:, ::-1])
+        return CompletionLogprobs(
+            chosen=by_rank[0][:, 0],
+            rejected=by_rank[0][:, 1],
+            chosen_length=lengths[:, 0],
+            rejected_length=lengths[:, 1],
+            reference_chosen=by_rank[1][:, 0],
+            reference_rejected=by_rank[1][:, 1],
+        )
 
 
-def _of_ranked(loss: Callable[..., Array]) -> Callable[..., Array]:
-    return lambda pairs, beta, alpha: loss(*pairs.ranked(), beta)
+def _of_pairs(name: str) -> Callable[..., Array]:
+    return lambda pairs, beta, alpha: PREFERENCE_LOSSES[name](beta=beta).pairs(pairs.ranked())
 
 
 def _xpo(pairs: PairLogprobs, beta: Number, alpha: Number) -> Float[Array, " G"]:
-    return xpo_loss(*pairs.ranked(), pairs.logprob[:, 1], beta, alpha)
+    found = pairs.ranked()
+    ranked = (found.chosen, found.rejected, found.reference_chosen, found.reference_rejected)
+    return xpo_loss(*ranked, pairs.logprob[:, 1], beta, alpha)
 
 
 def _nash_md(pairs: PairLogprobs, beta: Number, alpha: Number) -> Float[Array, " G"]:
@@ -71,13 +84,11 @@ def _nash_md(pairs: PairLogprobs, beta: Number, alpha: Number) -> Float[Array, "
 
 
 LOSSES = {
-    "dpo": _of_ranked(dpo_loss),
-    "ipo": _of_ranked(ipo_loss),
-    "hinge": _of_ranked(hinge_loss),
+    **{name: _of_pairs(name) for name in ("dpo", "robust", "ipo", "hinge", "chi_po")},
     "xpo": _xpo,
     "nash_md": _nash_md,
 }
-"""Losses by name: `(PairLogprobs, beta, alpha) -> [G]`."""
+"""Losses by name: `(PairLogprobs, beta, alpha) -> [G]`; the first are those of `losses.preference_choices`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,10 +246,8 @@ def online_preference(
             other = generate(config, reference, second, key, options.sampling)
         else:
             other = generate_mixture(config, policy, reference, options.eta, second, key, options.sampling)
-        return in_rows(jax.tree.map(lambda *sides: jnp.stack(sides, axis=1), own, other))
-
-    def own_rows(rows: int) -> Bool[Array, " B"]:
-        return (jnp.arange(rows) % 2 == 0) | (options.opponent == "policy")
+        both = in_rows(jax.tree.map(lambda *sides: jnp.stack(sides, axis=1), own, other))
+        return both.replace(own=jnp.arange(len(both.tokens)) % 2 == 0)
 
     def prepare(
         state: PolicyState, taken: Rollout, rewards: Array, reference_logprob: Float[Array, "B T"]
@@ -256,9 +265,8 @@ def online_preference(
             decided=decided,
             counted=whole if options.loss == "nash_md" else decided,
         )
-        own = own_rows(len(taken.tokens))
-        metrics = rollout_metrics(taken, reference_logprob, own) | {
-            "objective/scores": mean(by_token, taken.mask & own[:, None], "sequence_sum"),
+        metrics = rollout_metrics(taken, reference_logprob) | {
+            "objective/scores": mean(by_token, taken.mask & taken.own_rows[:, None], "sequence_sum"),
             "objective/win_rate": preference_accuracy(scores[:, 0], scores[:, 1]).mean(),
             "objective/equal_groups": (margins == 0).astype(jnp.float32).mean(),
         }
@@ -276,11 +284,13 @@ def online_preference(
         pairs = PairLogprobs(
             logprob=jnp.where(part.rollout.mask, found.logprob, 0.0).sum(axis=-1),
             reference_logprob=part.reference_logprob,
+            lengths=part.rollout.mask.sum(axis=-1, dtype=jnp.int32),
             margins=part.margins,
         )
         loss = average(LOSSES[options.loss](pairs, beta, options.alpha), part.counted, minibatch.counted)
-        chosen, rejected, *reference = pairs.ranked()
-        chosen, rejected = implicit_reward(chosen, reference[0], beta), implicit_reward(rejected, reference[1], beta)
+        ranked = pairs.ranked()
+        chosen = implicit_reward(ranked.chosen, ranked.reference_chosen, beta)
+        rejected = implicit_reward(ranked.rejected, ranked.reference_rejected, beta)
         rewards = {
             "rewards/chosen": chosen,
             "rewards/rejected": rejected,
@@ -293,8 +303,8 @@ def online_preference(
         return metrics | {"loss": loss, "loss/policy": loss}
 
     def own_mask(pairs: PairExperience) -> Bool[Array, "B T"]:
-        mask = in_rows(pairs.rollout.mask)
-        return mask & own_rows(len(mask))[:, None]
+        taken = in_rows(pairs.rollout)
+        return taken.mask & taken.own_rows[:, None]
 
     def measure(found: PairTokens, batch: PairExperience) -> Metrics:
         new, old, mask = in_rows(found.logprob), in_rows(batch.rollout.logprob), own_mask(batch)

@@ -56,6 +56,8 @@ class PolicyGradientConfig(OnPolicyConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if not isinstance(self.method, Method):
+            raise ValueError(f"method is {self.method!r}: give a Method, such as METHODS['grpo'].")
         least = 2 if self.method.baseline == "group" else 1
         if self.samples < least:
             raise ValueError(
@@ -149,7 +151,8 @@ def policy_gradient(
             together = [some.reshape(-1, options.samples, *some.shape[1:]), one[:, None]]
             return jnp.concatenate(together, axis=1).reshape(-1, *some.shape[1:])
 
-        return jax.tree.map(join, taken, greedy)
+        own = jnp.arange(len(repeated.index)) % rows < options.samples
+        return jax.tree.map(join, taken, greedy).replace(own=own)
 
     def prepare(
         state: PolicyState, taken: Rollout, rewards: Array, reference_logprob: Float[Array, "B T"] | None
@@ -169,7 +172,7 @@ def policy_gradient(
         by_token = scores + token_rewards(penalties, kl, taken.mask, state.kl_coefficient)
         advantages = chosen.advantages(by_token, taken.mask, rows)
 
-        own = jnp.arange(len(taken.tokens)) % rows < options.samples
+        own = taken.own_rows
         unequal = spread_groups(scores.sum(axis=-1), rows) if rows > 1 else own
         counted = own & taken.finished if chosen.mask_unfinished else own
         counted = counted & unequal if chosen.drop_equal else counted
@@ -179,12 +182,14 @@ def policy_gradient(
             advantages=advantages,
             mask=taken.mask & counted[:, None],
         )
-        metrics = rollout_metrics(taken, reference_logprob, own)
+        metrics = rollout_metrics(taken, reference_logprob)
         metrics["objective/scores"] = mean(scores, taken.mask & own[:, None], "sequence_sum")
         metrics["objective/rlhf_reward"] = mean(by_token, taken.mask & own[:, None], "sequence_sum")
         metrics["objective/equal_groups"] = 1.0 - unequal.astype(jnp.float32).mean()
-        metrics["objective/trained"] = counted.astype(jnp.float32).mean()
-        return first_groups(experience, unequal) if options.oversample > 1 else experience, metrics
+        if options.oversample > 1:
+            experience = first_groups(experience, unequal)
+        metrics["objective/trained"] = experience.mask.any(axis=-1).astype(jnp.float32).mean()
+        return experience, metrics
 
     def first_groups(experience: GroupExperience, unequal: Bool[Array, " B"]) -> GroupExperience:
         """1 / oversample of the groups: those of unequal rewards, in their order, then others."""

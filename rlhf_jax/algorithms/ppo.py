@@ -18,10 +18,10 @@ from jaxtyping import Array, Float
 
 from rlhf_jax.algorithms.on_policy import OnPolicyConfig, Pieces, PolicyState, check_kl, in_parts, on_policy
 from rlhf_jax.algorithms.rollouts import predicting_states, rollout_metrics, step_metrics, taken_scores
-from rlhf_jax.algorithms.trained import assemble, reference_policy, trainable
+from rlhf_jax.algorithms.trained import assemble, check_roles, reference_policy, trainable
 from rlhf_jax.losses.advantages import gae, token_rewards, whiten
 from rlhf_jax.losses.kl import KLController, kl_estimate
-from rlhf_jax.losses.policy import clipped_surrogate, token_log_ratio
+from rlhf_jax.losses.policy import check_clips, clipped_surrogate, token_log_ratio
 from rlhf_jax.losses.reduce import mean
 from rlhf_jax.losses.value import clipped_value_loss, value_metrics
 from rlhf_jax.models.adapters import AdapterConfig
@@ -77,6 +77,14 @@ class PPOConfig(OnPolicyConfig):
     def __post_init__(self):
         super().__post_init__()
         check_kl(self.kl_in, self.kl_estimate)
+        check_clips(self.clip_low, self.clip_high, self.dual_clip)
+        for name, most in (("discount", 1.0), ("gae_lambda", 1.0), ("value_clip", float("inf"))):
+            if not 0 <= vars(self)[name] <= most:
+                raise ValueError(f"PPOConfig.{name} is {vars(self)[name]}; give 0 to {most}.")
+        if self.reduction not in ("token_mean", "sequence_mean", "sequence_sum"):
+            raise ValueError(
+                f"PPOConfig.reduction is {self.reduction!r}; choose token_mean, sequence_mean or sequence_sum."
+            )
         if self.value_net not in ("separate", "shared"):
             raise ValueError(f"PPOConfig.value_net is {self.value_net!r}; choose separate or shared.")
 
@@ -127,6 +135,7 @@ def ppo(
     temperature = options.sampling.logprob_temperature
 
     def begin(key: Array, given: Params) -> tuple[Params, Params, Array]:
+        check_roles(given, ("policy", "value", "reference"))
         policy_key, value_key, state_key = jax.random.split(key, 3)
         policy = given["policy"] if "policy" in given else init_policy(config, policy_key)
         value = given.get("value")

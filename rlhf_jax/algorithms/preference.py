@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rlhf_jax.algorithms.accumulation import accumulated_gradients
 from rlhf_jax.algorithms.likelihood import next_token_logprob
 from rlhf_jax.algorithms.optimizer import apply_gradients
-from rlhf_jax.algorithms.trained import assemble, reference_policy, trainable, without_shared_arrays
+from rlhf_jax.algorithms.trained import assemble, check_roles, reference_policy, trainable, without_shared_arrays
 from rlhf_jax.losses.preference import CompletionLogprobs
 from rlhf_jax.losses.preference_choices import PreferenceLoss
 from rlhf_jax.losses.reduce import mean
@@ -59,6 +59,7 @@ def initial_state(
         ValueError: a reference is given that the loss does not need, or beside an adapter.
     """
     given = params or {}
+    check_roles(given, ("policy", "reference"))
     if "reference" in given and not needs_reference:
         raise ValueError("The loss needs no reference policy; leave out params['reference'].")
     policy = given["policy"] if "policy" in given else init_policy(config, key)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.algorithms.compose import ComposedState, Scorer, compose
+from rlhf_jax.algorithms.compose import ComposedState, Scorer, compose, rows_of
 from rlhf_jax.algorithms.in_place import in_place
 from rlhf_jax.models.partitioning import constrain
 from rlhf_jax.rewards.bradley_terry import check_rewards
@@ -61,7 +61,7 @@ def model_reward(
     @in_place
     def step(state, prompts, params, references):
         rows = (prompts.index[:, None] * each + jnp.arange(each)[None]).reshape(-1)
-        own = jax.tree.map(lambda leaf: leaf[rows], references)
+        own = None if references is None else rows_of(references, rows)
         state, output = whole(state, prompts, params, own)
         return state, output.metrics
 

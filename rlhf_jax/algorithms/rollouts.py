@@ -50,18 +50,14 @@ def taken_scores(
     return logprob, entropies, states
 
 
-def rollout_metrics(
-    taken: Rollout, reference_logprob: Float[Array, "B T"] | None, own: Bool[Array, " B"] | None = None
-) -> Metrics:
-    """What a rollout says of the policy: its KL from the reference and entropy in nats a response, and its lengths.
+def rollout_metrics(taken: Rollout, reference_logprob: Float[Array, "B T"] | None) -> Metrics:
+    """What a rollout says of the policy that drew it: KL from the reference and entropy in nats a response, lengths.
 
     Args:
-        taken: the rollout.
+        taken: the rollout, of which the policy's own responses count.
         reference_logprob: of its tokens under the reference, [B, T]; None leaves the KL out.
-        own: which responses the policy itself drew, [B]; None: all.
     """
-    own = jnp.ones(len(taken.tokens), bool) if own is None else own
-    mask, rows = taken.mask & own[:, None], own.astype(jnp.float32)
+    mask, rows = taken.mask & taken.own_rows[:, None], taken.own_rows.astype(jnp.float32)
     lengths = taken.mask.sum(axis=-1).astype(jnp.float32)
     metrics = {
         "objective/entropy": -mean(taken.logprob, mask, "sequence_sum"),

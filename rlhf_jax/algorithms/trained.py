@@ -39,6 +39,23 @@ def assemble(base: Params | None, trained: Params, adapter: AdapterConfig | None
     return trained if adapter is None else attach(base, trained, adapter)
 
 
+def check_roles(given: Params, known: tuple[str, ...]) -> None:
+    """Refuses pretrained trees under a role that an algorithm does not have: it would train a fresh model in silence.
+
+    Raises:
+        ValueError: the sentence names the role, and those that there are.
+
+    Example:
+        >>> check_roles({"polcy": {}}, ("policy", "reference"))
+        Traceback (most recent call last):
+            ...
+        ValueError: there is no role 'polcy' in this algorithm: name the trees policy, reference.
+    """
+    for role in given:
+        if role not in known:
+            raise ValueError(f"there is no role {role!r} in this algorithm: name the trees {', '.join(known)}.")
+
+
 def reference_policy(given: Params, policy: Params, adapter: AdapterConfig | None) -> Params:
     """The frozen policy that a trained one is compared with: `given["reference"]`, or the policy at the start.
 

@@ -16,10 +16,8 @@ from rlhf_jax.evaluation.statistics import mean_interval, paired_difference, pea
 
 # Okabe and Ito's palette, told apart by colour-blind readers (its yellow is too pale for lines).
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
-GREY = "#6E6E6E"
-PALE = "#C4C4C4"
-DISTANCE_LABEL = "√KL (√nats)"
-GOLD_LABEL = "gold reward"
+GREY, PALE = "#6E6E6E", "#C4C4C4"
+DISTANCE_LABEL, GOLD_LABEL = "√KL (√nats)", "gold reward"
 
 Curves = Mapping[str, Float[np.ndarray, "seeds steps"]]
 
@@ -85,15 +83,15 @@ def overoptimization_figure(
     columns = min(3, len(runs))
     rows = -(-len(runs) // columns)
     with style():
-        figure, grid = _figure(rows, columns, width=max(3.0 * columns, 4.4), height=2.4 * rows + 0.6, shared=True)
+        figure, grid = panel_grid(rows, columns, width=max(3.0 * columns, 4.4), height=2.4 * rows + 0.6, shared=True)
         for panel, (method, curve) in zip(grid.flat, curves.items(), strict=False):
             for other in curves:
                 if other != method:
                     behind = curves[other]
                     panel.plot(behind["distance"], behind["gold"][0], color=PALE, linewidth=0.9, zorder=1)
             colour = colours[method]
-            _band(panel, curve["distance"], *curve["proxy"], colour=colour, linestyle=(0, (4, 2)), linewidth=1.4)
-            _band(panel, curve["distance"], *curve["gold"], colour=colour)
+            band(panel, curve["distance"], *curve["proxy"], colour=colour, linestyle=(0, (4, 2)), linewidth=1.4)
+            band(panel, curve["distance"], *curve["gold"], colour=colour)
             if method in fits:
                 d = np.linspace(0.0, float(curve["distance"].max()), 200)
                 panel.plot(d, predict(fits[method], d), color="black", linestyle=":", linewidth=1.2, zorder=4)
@@ -110,7 +108,7 @@ def overoptimization_figure(
         keys += [("fitted law", "black", ":")] if fits else []
         keys += [("gold of the other methods", PALE, "-")] if len(runs) > 1 else []
         _legend(figure, keys)
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def training_figure(gold: Curves, path: str | Path, updates: np.ndarray | None = None, label: str = GOLD_LABEL) -> Path:
@@ -127,18 +125,18 @@ def training_figure(gold: Curves, path: str | Path, updates: np.ndarray | None =
     """
     colours = method_colours(tuple(gold))
     with style():
-        figure, grid = _figure(1, 1, width=5.6, height=3.3)
+        figure, grid = panel_grid(1, 1, width=5.6, height=3.3)
         panel = grid[0, 0]
         ends = {}
         for method, values in gold.items():
             x = np.arange(values.shape[1]) if updates is None else updates
             mean, error = _mean_error(values)
-            _band(panel, x, mean, error, colour=colours[method])
+            band(panel, x, mean, error, colour=colours[method])
             ends[method] = (float(x[-1]), float(mean[-1]))
-        _label_ends(panel, ends, colours)
+        label_ends(panel, ends, colours)
         panel.set_xlabel("update")
         panel.set_ylabel(label)
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def best_of_n_figure(curves: Mapping[str, Mapping[str, np.ndarray]], path: str | Path) -> Path:
@@ -153,13 +151,13 @@ def best_of_n_figure(curves: Mapping[str, Mapping[str, np.ndarray]], path: str |
     """
     colours = method_colours(tuple(curves))
     with style():
-        figure, grid = _figure(1, 2, width=7.4, height=3.1)
+        figure, grid = panel_grid(1, 2, width=7.4, height=3.1)
         for panel, quantity in zip(grid.flat, ("gold", "proxy"), strict=True):
             ends = {}
             for method, curve in curves.items():
                 mean, error = _mean_error(curve[quantity])
                 linestyle = "-" if quantity == "gold" else (0, (4, 2))
-                _band(panel, curve["kl"], mean, error, colour=colours[method], linestyle=linestyle)
+                band(panel, curve["kl"], mean, error, colour=colours[method], linestyle=linestyle)
                 ends[method] = (float(curve["kl"][-1]), float(mean[-1]))
             panel.set_xlabel("KL of best-of-n (nats)")
             panel.set_ylabel(f"{quantity} reward of the pick")
@@ -169,8 +167,8 @@ def best_of_n_figure(curves: Mapping[str, Mapping[str, np.ndarray]], path: str |
             top.set_xticks(longest["kl"][shown], [f"{int(n):,}" for n in longest["n"][shown]])
             top.set_xlabel("n")
             if quantity == "proxy":
-                _label_ends(panel, ends, colours)
-        return _save(figure, path)
+                label_ends(panel, ends, colours)
+        return save(figure, path)
 
 
 def uncertainty_figure(
@@ -189,18 +187,18 @@ def uncertainty_figure(
     steps = np.arange(uncertainty.shape[1])
     gap_label = "|proxy − gold|"
     with style():
-        figure, grid = _figure(1, 2, width=7.4, height=3.1)
+        figure, grid = panel_grid(1, 2, width=7.4, height=3.1)
         figure.get_layout_engine().set(wspace=0.08)
         left, right = grid.flat
         left.set_title("along the run")
-        _band(left, steps, *_mean_error(uncertainty), colour=PALETTE[1])
+        band(left, steps, *_mean_error(uncertainty), colour=PALETTE[1])
         left.set_xlabel("update")
         left.set_ylabel("uncertainty U", color=PALETTE[1])
         left.tick_params(axis="y", colors=PALETTE[1])
         twin = left.twinx()
         twin.grid(False)
         twin.spines["right"].set_visible(True)
-        _band(twin, steps, *_mean_error(gap), colour=PALETTE[0], linestyle=(0, (4, 2)))
+        band(twin, steps, *_mean_error(gap), colour=PALETTE[0], linestyle=(0, (4, 2)))
         twin.set_ylabel(gap_label, color=PALETTE[0])
         twin.tick_params(axis="y", colors=PALETTE[0])
         order = np.random.default_rng(0).permutation(uncertainty.size)  # so that no seed hides the others
@@ -216,7 +214,7 @@ def uncertainty_figure(
         right.set_title(f"Pearson r = {correlations.mean():.2f}{spread}")
         right.set_xlabel("uncertainty U")
         right.set_ylabel(gap_label)
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def final_gold_figure(
@@ -240,7 +238,7 @@ def final_gold_figure(
         raise ValueError(f"the baseline {baseline!r} is not among the methods {sorted(final)}")
     colours = method_colours(tuple(final))
     with style():
-        figure, grid = _figure(1, 2, width=7.4, height=0.36 * len(final) + 1.15)
+        figure, grid = panel_grid(1, 2, width=7.4, height=0.36 * len(final) + 1.15)
         left, right = grid.flat
         for place, (method, values) in enumerate(final.items()):
             faint = {"color": colours[method], "s": 11, "alpha": 0.35, "linewidths": 0, "zorder": 2}
@@ -261,10 +259,10 @@ def final_gold_figure(
         right.set_yticks(range(len(final)), [""] * len(final))
         left.set_xlabel(f"final {label} (95% interval)")
         right.set_xlabel(f"difference to {baseline}, paired by seed")
-        return _save(figure, path)
+        return save(figure, path)
 
 
-def _figure(rows: int, columns: int, width: float, height: float, shared: bool = False) -> tuple[Any, np.ndarray]:
+def panel_grid(rows: int, columns: int, width: float, height: float, shared: bool = False) -> tuple[Any, np.ndarray]:
     """A figure on the Agg canvas, outside pyplot's registry, with a [rows, columns] grid of axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -274,7 +272,8 @@ def _figure(rows: int, columns: int, width: float, height: float, shared: bool =
     return figure, figure.subplots(rows, columns, sharex=shared, sharey=shared, squeeze=False)
 
 
-def _save(figure: Any, path: str | Path) -> Path:
+def save(figure: Any, path: str | Path) -> Path:
+    """Writes a figure, making its folder."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return Path(path)
@@ -300,7 +299,8 @@ def _along_distance(run: Mapping[str, np.ndarray], bins: int = 60) -> dict[str, 
     return {"distance": np.array([distance[steps].mean() for steps in members]), **binned}
 
 
-def _band(panel: Any, x: np.ndarray, mean: np.ndarray, error: np.ndarray, colour: str, **line: Any) -> None:
+def band(panel: Any, x: np.ndarray, mean: np.ndarray, error: np.ndarray, colour: str, **line: Any) -> None:
+    """A line with a band of mean ± error."""
     panel.fill_between(x, mean - error, mean + error, color=colour, alpha=0.18, linewidth=0, zorder=2)
     panel.plot(x, mean, color=colour, zorder=3, **line)
 
@@ -316,7 +316,7 @@ def _spread(x: np.ndarray, most: int) -> np.ndarray:
     return np.unique(np.abs(x[None, :] - targets[:, None]).argmin(axis=1))
 
 
-def _label_ends(panel: Any, ends: Mapping[str, tuple[float, float]], colours: Mapping[str, str]) -> None:
+def label_ends(panel: Any, ends: Mapping[str, tuple[float, float]], colours: Mapping[str, str]) -> None:
     """Names beside the ends of lines, moved apart vertically where they would touch, with a hair line to their line."""
     low, high = panel.get_ylim()
     gap = 0.062 * (high - low)
@@ -337,7 +337,7 @@ def _label_ends(panel: Any, ends: Mapping[str, tuple[float, float]], colours: Ma
             color=colours[name],
             va="center",
             fontsize=9,
-            arrowprops={"arrowstyle": "-", "color": colours[name], "linewidth": 0.6, "shrinkA": 1, "shrinkB": 2},
+            arrowprops={"arrowstyle": "-", "color": colours[name], "lw": 0.6, "shrinkB": 2, "relpos": (0, 0.5)},
             annotation_clip=False,
         )
 

@@ -8,4 +8,10 @@ The way of a study, one module a stage:
 - `neural_gold`: a gold reward that is itself a model.
 - `policies`: best-of-n, and PPO on all reward rules, KL coefficients and seeds as lanes of one program.
 - `findings`: the gold reward of what the policies wrote; curves and samples.
+
+Algorithms are compared in the same settings, and in a verifiable one:
+
+- `arms`: every algorithm by name, with its customary options.
+- `comparison`: one algorithm's seeds as lanes of one program, and how all of them are measured.
+- `sums`: modular sums as a setting, where a checker is the reward.
 """

@@ -60,7 +60,7 @@ def check_options(options: Options) -> None:
     """
     if options.seeds < 2 or options.arms < 2 or options.steps < 1 or options.iterations < 1:
         raise ValueError("bandit needs at least 2 seeds, 2 arms, 1 step and 1 iteration.")
-    if options.temperature <= 0:
+    if not options.temperature > 0:
         raise ValueError(f"the temperature is {options.temperature}; it must be positive.")
     sizes = (*options.groups, *options.best_of, options.samples)
     if min(sizes) < 2 or any(options.responses % size for size in sizes):

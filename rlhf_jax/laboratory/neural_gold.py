@@ -17,6 +17,8 @@ from rlhf_jax.rewards.bradley_terry import reward_scorer
 LABELS_PER_PROXY_LABEL = 16
 BATCH = 128
 EPOCHS = 2
+# Responses are scored in chunks of a power of two, so that programs of few shapes are compiled.
+LARGEST_CHUNK = 4096
 
 
 def neural_gold(options: Options, setting: Setting, key: jax.Array) -> Callable[..., np.ndarray]:
@@ -39,10 +41,11 @@ def neural_gold(options: Options, setting: Setting, key: jax.Array) -> Callable[
     state, _ = jax.jit(lambda state, data, order: fit(algorithm.update, state, data, order))(
         start, data, epoch_orders(order_key, count, BATCH, EPOCHS)
     )
-    score, chunk = jax.jit(reward_scorer(config)), 4096
+    score = jax.jit(reward_scorer(config))
 
     def gold(prompts: np.ndarray, responses: np.ndarray, mask: np.ndarray) -> np.ndarray:
         count = len(prompts)
+        chunk = min(LARGEST_CHUNK, 1 << (count - 1).bit_length())
         rows = np.arange(count + -count % chunk) % count
         tokens = np.concatenate([prompts, responses], axis=1)[rows]
         real = np.concatenate([np.ones(prompts.shape, bool), mask], axis=1)[rows]

@@ -167,11 +167,11 @@ def top_rows(
 ) -> Int[Array, " kept"]:
     """The rows of the best responses: exactly `keep` of each group, or as many of the whole batch.
 
-    Of equal rewards the earlier response is kept. A fixed number of rows keeps shapes fixed, so that only these rows
-    need go through a model.
+    Of equal rewards the earlier response is kept, and one that is NaN comes last. A fixed number of rows keeps shapes
+    fixed, so that only these rows need go through a model.
 
     Args:
-        rewards: one a response, [B], none of them NaN.
+        rewards: one a response, [B].
         samples: K, responses a prompt.
         keep: how many of K, 1 to K.
         scope: "group": the best to each prompt; "batch": the best B keep / K of all, which takes rewards to be
@@ -199,7 +199,8 @@ def top_rows(
         return jnp.arange(len(rewards), dtype=jnp.int32)
     blocks = groups if scope == "group" else 1
     size, kept = len(rewards) // blocks, groups * keep // blocks
-    best = jnp.argsort(rewards.reshape(blocks, size), axis=1, stable=True, descending=True)[:, :kept]
+    ranked = jnp.where(jnp.isnan(rewards), -jnp.inf, rewards)  # a sort takes NaN for the largest
+    best = jnp.argsort(ranked.reshape(blocks, size), axis=1, stable=True, descending=True)[:, :kept]
     first = jnp.arange(blocks, dtype=best.dtype)[:, None] * size
     return (jnp.sort(best, axis=1) + first).reshape(-1).astype(jnp.int32)
 

@@ -141,7 +141,7 @@ def adaptive_kl(
     """
     _check_coefficient(coefficient)
     for name, value in (("target", target), ("horizon", horizon)):
-        if isinstance(value, float | int) and value <= 0:
+        if isinstance(value, float | int) and not value > 0:
             raise ValueError(f"the {name} of an adaptive KL coefficient is {value!r}; it must be positive")
 
     def init() -> Float[Array, ""]:

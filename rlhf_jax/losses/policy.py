@@ -147,7 +147,7 @@ def clipped_surrogate(
         Unreduced losses of the same shape; float32 for bfloat16 and float16 input.
 
     Raises:
-        ValueError: `dual_clip` is a Python number that is not above 1.
+        ValueError: a clip is a Python number that is out of range, see `check_clips`.
 
     Source: Schulman et al. 2017 (arXiv:1707.06347), eq. 7; two bounds as in DAPO (Yu et al. 2025, arXiv:2503.14476);
     dual clip Ye et al. 2020 (arXiv:1912.09729).
@@ -161,8 +161,7 @@ def clipped_surrogate(
         >>> [round(float(x), 4) for x in clipped_surrogate(log_ratio, log_ratio, advantages, 0.2, 0.2, dual_clip=3.0)]
         [-1.2, 1.5, -0.5, 0.8, 3.0]
     """
-    if isinstance(dual_clip, float | int) and dual_clip <= 1:
-        raise ValueError(f"dual_clip is {dual_clip!r}; it bounds a ratio from above, so it must be above 1, or None")
+    check_clips(clip_low, clip_high, dual_clip)
     ratio = jnp.exp(at_least_float32(log_ratio))
     advantages = jax.lax.stop_gradient(advantages).astype(ratio.dtype)
     clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
@@ -170,6 +169,21 @@ def clipped_surrogate(
     if dual_clip is None:
         return losses
     return jnp.minimum(losses, dual_clip * jnp.abs(advantages))  # where A > 0, losses are below 0 anyway
+
+
+def check_clips(
+    clip_low: Float[Array, ""] | float, clip_high: Float[Array, ""] | float, dual_clip: Float[Array, ""] | float | None
+) -> None:
+    """Refuses clips that are Python numbers below 0, and a dual clip that is one not above 1.
+
+    Raises:
+        ValueError: the sentence names it.
+    """
+    for name, value in (("clip_low", clip_low), ("clip_high", clip_high)):
+        if isinstance(value, float | int) and not value >= 0:
+            raise ValueError(f"{name} is {value!r}; it is a distance from a ratio of 1, so it must not be negative")
+    if isinstance(dual_clip, float | int) and not dual_clip > 1:
+        raise ValueError(f"dual_clip is {dual_clip!r}; it bounds a ratio from above, so it must be above 1, or None")
 
 
 def capped_surrogate(

@@ -69,7 +69,7 @@ def hidden_forward_kl(
         states, reference_states = part
         reference = logprobs(reference_states, reference_kernel)
         kl = (jnp.exp(reference) * (reference - logprobs(states, kernel))).sum(axis=-1)
-        return (), jnp.maximum(kl, 0.0)
+        return (), kl - jax.lax.stop_gradient(jnp.minimum(kl, 0.0))  # not `maximum`, which would cut the gradient off
 
     return in_blocks(step, (), block, (states, reference_states))[1]
 

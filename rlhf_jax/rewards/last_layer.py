@@ -12,7 +12,7 @@ Uncertainty Estimation", arXiv:2403.05171.
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.rewards import ellipsoid
 from rlhf_jax.rewards.ellipsoid import (
@@ -71,14 +71,18 @@ class SamplewiseState:
 
 
 def displacement(
-    features: Float[Array, "B D"], reference_features: Float[Array, "R D"] | None = None
+    features: Float[Array, "B D"],
+    reference_features: Float[Array, "R D"] | None = None,
+    own: Bool[Array, " B"] | None = None,
 ) -> Float[Array, " D"]:
     """The mean displacement `g = mean e - mean e_ref` (without a reference `g = mean e`), float32 [D].
+
+    Of sequences that are not the policy's `own` the features are left out.
 
     It is one vector for the *whole* batch: under `jit` with a sharded batch axis the means are over all devices; under
     `pmap`- or `shard_map`-style code, average over the mesh first, as means on each device are another algorithm.
     """
-    mean = features.astype(wide(features)).mean(axis=0)
+    mean = features.astype(wide(features)).mean(axis=0, where=None if own is None else own[:, None])
     return mean if reference_features is None else mean - displacement(reference_features).astype(mean.dtype)
 
 
@@ -187,8 +191,9 @@ def advpo(
     held constant (it is, by `stop_gradient`) the policy gradient of `r_adv` is that of the robust objective
     `phi . g - b ||g||_{M^{-1}}`, by Danskin's theorem. Rewards of the reference are constants there and are left out.
 
-    g is the mean over the batch: use the whole rollout batch, not minibatches, as noise inflates it (`E ||g_hat||^2 =
-    ||g||^2 + tr(M^{-1} (S + S_ref)) / B`). Under `jit` with a sharded batch axis that mean is over all devices.
+    g is the mean over the batch (over the policy's own responses in it): use the whole rollout batch, not minibatches,
+    as noise inflates it (`E ||g_hat||^2 = ||g||^2 + tr(M^{-1} (S + S_ref)) / B`). Under `jit` with a sharded batch axis
+    that mean is over all devices.
     Only the mean displacement is penalised: opposite moves out of the data cancel, so watch `uncertainty/mean` too.
 
     `init(geometry, radius)`; metrics: also `uncertainty/displacement` (||g||_{M^{-1}}), `uncertainty/multiplier`
@@ -236,7 +241,7 @@ def advpo(
         dtype = state.geometry.cholesky.dtype
         features = _features(score, "advpo", "score")
         reference_features = _features(reference, "advpo", "reference") if use_reference else None
-        current = jax.lax.stop_gradient(displacement(features, reference_features)).astype(dtype)
+        current = jax.lax.stop_gradient(displacement(features, reference_features, score.own)).astype(dtype)
         steps = state.steps + 1
         smoothed, average = current, None
         if ema is not None:

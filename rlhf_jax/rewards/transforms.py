@@ -29,7 +29,7 @@ class SelectState:
 
 
 def report(score: Score, rewards: Float[Array, " B"], uncertainty: Float[Array, " B"] | None) -> Metrics:
-    """The metrics that every transform returns, as float32 scalars.
+    """The metrics that every transform returns, as float32 scalars: means over the policy's own sequences.
 
     Args:
         score: what the scorer said.
@@ -41,10 +41,14 @@ def report(score: Score, rewards: Float[Array, " B"], uncertainty: Float[Array, 
         for None).
     """
     unknown = jnp.full((), jnp.nan, jnp.float32)
+
+    def average(values: Float[Array, " B"]) -> Float[Array, ""]:
+        return values.mean(where=score.own).astype(jnp.float32)
+
     return {
-        "rewards/proxy": score.mean.mean().astype(jnp.float32),
-        "rewards/transformed": rewards.mean().astype(jnp.float32),
-        "uncertainty/mean": unknown if uncertainty is None else uncertainty.mean().astype(jnp.float32),
+        "rewards/proxy": average(score.mean),
+        "rewards/transformed": average(rewards),
+        "uncertainty/mean": unknown if uncertainty is None else average(uncertainty),
     }
 
 

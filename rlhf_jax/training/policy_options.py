@@ -39,7 +39,7 @@ class PolicyOptions(TrainingOptions, AdversarialOptions):
             it.
         kl_estimate: how it is estimated there; None: as the algorithm does it.
         target_kl: KL in nats a response that the coefficient is steered towards; None: it stays what it is.
-        kl_horizon: responses over which the coefficient follows.
+        kl_horizon: for --target-kl: responses over which the coefficient follows, at least those of an update.
         dual_clip: above 1: where the advantage is negative, the loss of a token is at most this many times its size;
             None: no bound.
         missing_eos_penalty: subtracted from the reward of a response that did not end by itself.
@@ -79,10 +79,9 @@ def check_policy_run(options: PolicyOptions, name: str) -> None:
     Raises:
         ValueError: the sentence names the option.
     """
-    check_run(options, name)
-    check_options(options, ("reward",))
     values = vars(options)
-    least = {"reference_samples": 1, "reference_responses": 1, "passes": 1, "minibatches": 1, "kl": 0}
+    counts = ("reference_samples", "reference_responses", "passes", "minibatches")
+    least = dict.fromkeys(counts, 1) | {"kl": 0, "missing_eos_penalty": 0}
     for option, bound in least.items():
         if values[option] is not None and not values[option] >= bound:
             raise ValueError(f"--{option.replace('_', '-')} is {values[option]}: give {bound} or more.")
@@ -91,6 +90,9 @@ def check_policy_run(options: PolicyOptions, name: str) -> None:
             raise ValueError(f"--{option.replace('_', '-')} is {values[option]}: give more than 0.")
     if options.dual_clip is not None and not options.dual_clip > 1:
         raise ValueError(f"--dual-clip is {options.dual_clip}: give more than 1.")
+    check_run(options, name)
+    check_options(options, ("reward",))
+    check_controller(options)
     parts = options.minibatches * options.accumulate
     if options.rows % parts:
         raise ValueError(
@@ -100,6 +102,25 @@ def check_policy_run(options: PolicyOptions, name: str) -> None:
     check_rewards_named(options)
 
 
+def check_controller(options: PolicyOptions) -> None:
+    """Refuses a target of the KL that cannot be steered towards, and a horizon that nothing reads.
+
+    Raises:
+        ValueError: the sentence names the option.
+    """
+    if options.target_kl is None:
+        if options.kl_horizon != PolicyOptions.kl_horizon:
+            raise ValueError("--kl-horizon is for --target-kl: give that too, or leave it out.")
+        return
+    if options.kl == 0:
+        raise ValueError("--target-kl multiplies the coefficient, and --kl 0 stays 0: give --kl more than 0.")
+    if options.kl_horizon < options.rows:
+        raise ValueError(
+            f"--kl-horizon is {options.kl_horizon}: give at least the {options.rows} responses of an update, "
+            "so that the coefficient stays above 0."
+        )
+
+
 def check_rewards_named(options: PolicyOptions) -> None:
     """Refuses a rule, and options of rules, that do not go with the rewards.
 
@@ -107,6 +128,9 @@ def check_rewards_named(options: PolicyOptions) -> None:
         ValueError: the sentence names the option.
     """
     rule, comparing = options.rule, options.rule in COMPARING
+    functions = [name for name in options.reward if names_function([name])]
+    if functions and len(options.reward) > 1:
+        raise ValueError(f"--reward {functions[0]} is a function, which stands alone: name one that calls the others.")
     if rule != "advpo":
         check_not_adversarial(options, rule)
     if not comparing and options.reference_responses is not None:

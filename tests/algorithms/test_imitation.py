@@ -1,5 +1,6 @@
 """Imitation: what is drawn, kept and weighed, and the step, worked out from all logits for every kind in the table."""
 
+import copy
 import dataclasses
 
 import jax
@@ -11,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rlhf_jax.algorithms.compose import ComposedState, compose
 from rlhf_jax.algorithms.imitation import IMITATION, Imitation, ImitationConfig, imitating, imitation
+from rlhf_jax.losses.imitation import equal_weights
 from rlhf_jax.losses.kl import fixed_kl
 from rlhf_jax.models.adapters import AdapterConfig
 from rlhf_jax.models.heads import init_policy, response_logits
@@ -199,13 +201,17 @@ def test_names_and_choices_are_checked(sampling):
         imitating("raft", temperature=0.5)
     with pytest.raises(ValueError, match="must be positive"):
         imitating("var", temperature=0.0)
+    with pytest.raises(ValueError, match="give it, or weights, not both"):
+        imitating("var", temperature=0.5, weights=equal_weights)
     with pytest.raises(ValueError, match="set proposal to policy"):
         Imitation("reference", keep=1, prior_kl=True)
     with pytest.raises(ValueError, match="stand in no groups"):
         imitating("var", keep_scope="batch")
-    for choice in ({"proposal": "both"}, {"reduction": "constant"}, {"keep_scope": "prompt"}):
-        with pytest.raises((ValueError, TypeError), match=next(iter(choice.values()))):
-            imitating("raft", **choice)
+    for name, word in (("proposal", "both"), ("reduction", "constant"), ("keep_scope", "prompt")):
+        chosen = copy.copy(IMITATION["raft"])
+        object.__setattr__(chosen, name, word)  # the types of the tests would refuse it first
+        with pytest.raises(ValueError, match=f"{name} is '{word}': choose"):
+            chosen.__post_init__()
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,10 @@ def test_reference_values(golden_losses, double, rtol):
         own, reference = ((inputs[name] * inputs["mask"]).sum(axis=1).reshape(4, 2) for name in ("logp", "ref"))
 
         def mean(loss, margins, beta, alpha):
-            pairs = PairLogprobs(logprob=own, reference_logprob=reference, margins=jnp.asarray(margins))
+            lengths = jnp.ones(own.shape, jnp.int32)
+            pairs = PairLogprobs(
+                logprob=own, reference_logprob=reference, lengths=lengths, margins=jnp.asarray(margins)
+            )
             return LOSSES[loss](pairs, beta, alpha).mean()
 
         for path, *arguments in (
@@ -267,7 +270,7 @@ def test_reference_values(golden_losses, double, rtol):
     ("name", "options", "sentence"),
     [
         ("nash", {}, "no method 'nash': choose one of online_dpo, online_ipo, xpo, nash_md"),
-        ("online_dpo", {"loss": "dpp"}, "loss is 'dpp': choose one of dpo, ipo, hinge, xpo, nash_md"),
+        ("online_dpo", {"loss": "dpp"}, "loss is 'dpp': choose one of dpo, robust, ipo, hinge, chi_po, xpo, nash_md"),
         ("online_dpo", {"opponent": "judge"}, "opponent is 'judge': choose one of policy, reference, mixture"),
         ("online_dpo", {"beta": 0.0}, "beta is 0.0; it must be positive"),
         ("nash_md", {"beta": -0.1}, "beta is -0.1; it must be positive"),

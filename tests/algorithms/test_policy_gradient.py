@@ -1,5 +1,6 @@
 """GRPO and its relatives: every method's step by hand, groups, what is left out of training, and refusals."""
 
+import copy
 import dataclasses
 
 import jax
@@ -139,6 +140,8 @@ def test_an_update_is_the_step_of_the_paper(name, config, sampling, plain, moved
     values = (moved.logprob, ref, moved.mask, REWARDS, moved.finished.astype(jnp.float32))
     value, slope = jax.value_and_grad(lambda now: by_hand(name, now, *values))(now)
     algorithm = built(config, sampling, name, samples=3 if name == "remax" else 4)
+    if name == "remax":
+        moved = moved.replace(own=jnp.arange(8) % 4 != 3)
     found, metrics = jax.jit(algorithm.update)(state, moved, REWARDS)
     np.testing.assert_allclose(metrics["loss/policy"] + KL * metrics.get("loss/kl", 0.0), value, rtol=2e-4, atol=1e-6)
     expected = jax.tree.map(lambda leaf, by: leaf - 0.1 * by, state.params, pull(slope))
@@ -195,18 +198,43 @@ def test_constants_of_prompts_padding_and_the_order_of_groups_do_not_matter(plai
     close(update(state, shuffled, REWARDS[order])[0].params, expected.params)
 
 
-def test_an_empty_response_weighs_nothing_but_its_reward_counts_in_its_group(plain):
+def test_an_empty_response_weighs_nothing_and_counts_in_its_group_with_a_reward_of_0(plain):
     update, state, taken = plain
     empty = taken.replace(mask=taken.mask.at[1].set(False))
-    found, metrics = update(state, empty, REWARDS)
+    found, metrics = update(state, empty, REWARDS.at[1].set(50.0))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((found.params, metrics)))
+    close(found.params, update(state, empty, REWARDS.at[1].set(0.0))[0].params)
+    # Where it alone would differ from its group, its 0 is what the others are compared with.
+    free = state.replace(kl_coefficient=jnp.float32(0.0))
+    ones = jnp.ones(8)
+    assert float(update(free, taken, ones)[1]["grad_norm"]) == 0.0 < float(update(free, empty, ones)[1]["grad_norm"])
+
+
+def test_responses_pay_for_having_no_end_and_for_coming_near_the_longest(config, sampling, plain):
+    """Of 6 tokens at most, the last 3 cost a third each; lengths and ends are set by hand."""
+    update, state, taken = plain
+    lengths, finished = jnp.array([6, 5, 4, 3, 2, 1, 6, 6]), jnp.array([False, *(True,) * 6, False])
+    taken = taken.replace(mask=jnp.arange(6)[None] < lengths[:, None], finished=finished)
+    paid = jnp.array([1.0 + 0.7, 2 / 3, 1 / 3, 0.0, 0.0, 0.0, 1.0, 1.0 + 0.7])
+    algorithm = built(config, sampling, overlong_buffer=3, missing_eos_penalty=0.7)
+    found, metrics = jax.jit(algorithm.update)(state, taken, REWARDS)
+    close(found.params, update(state, taken, REWARDS - paid)[0].params, atol=1e-5)
+    np.testing.assert_allclose(metrics["objective/scores"], REWARDS.mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["objective/rlhf_reward"], (REWARDS - paid).mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2,), (8, 1), (8, 5)])
+def test_rewards_of_another_shape_are_refused(config, sampling, plain, shape):
+    _, state, taken = plain
+    with pytest.raises(ValueError, match=r"rewards have the shape .*: give one a response, \(8,\), or one a token"):
+        built(config, sampling).update(state, taken, jnp.ones(shape))
 
 
 def test_the_last_response_of_a_group_of_remax_is_greedy(config, policy, sampling, two):
     algorithm = built(config, sampling, "remax", samples=2)
     state = algorithm.init(jax.random.key(3), {"policy": policy})
     _, taken = algorithm.rollout(state, two)
-    assert len(taken.tokens) == 6
+    assert len(taken.tokens) == 6 and taken.own.tolist() == [True, True, False] * 2
     greedy = generate(config, policy, two, jax.random.key(0), dataclasses.replace(sampling, temperature=0.0))
     np.testing.assert_array_equal(taken.tokens[2::3], greedy.tokens)
     np.testing.assert_array_equal(taken.prompts.tokens, jnp.repeat(two.tokens, 3, axis=0))
@@ -223,7 +251,7 @@ def test_oversampling_trains_on_the_groups_that_differ(config, reference, policy
     state, taken = jax.jit(algorithm.rollout)(state, four)
     rewards = jnp.array([1.0, 1.0, 0.0, 1.0, 0.5, 0.5, 2.0, 0.0])
     found, metrics = jax.jit(algorithm.update)(state, taken, rewards)
-    assert float(metrics["objective/equal_groups"]) == 0.5 and float(metrics["objective/trained"]) == 0.5
+    assert float(metrics["objective/equal_groups"]) == 0.5 and float(metrics["objective/trained"]) == 1.0
     some = jnp.array([2, 3, 6, 7])
     both = built(config, sampling, chosen, samples=2)
     update = jax.jit(both.update)
@@ -287,6 +315,7 @@ def test_an_adapter_is_all_that_is_trained(config, policy, sampling, two):
         ({"epochs": 0}, "at least 1 epoch"),
         ({"accumulate": 0}, "1 microbatch"),
         ({"sampling": SamplingConfig(max_new_tokens=2, stop_tokens=(3,), top_k=3)}, "samples from the policy"),
+        ({"target_kl": -0.1}, "PolicyGradientConfig.target_kl is -0.1: give more than 0, or None"),
         ({"overlong_buffer": 7}, "overlong_buffer is 7: give 0 to 6"),
         ({"oversample": 2}, "oversample is for methods that drop groups of equal rewards"),
         ({"method": METHODS["remax"], "epochs": 2}, "corrects nothing for steps away"),
@@ -302,7 +331,12 @@ def test_bad_options_are_refused(sampling, options, sentence):
     [
         (lambda: method("grop"), "no method 'grop': choose one of grpo, dr_grpo"),
         (lambda: method("cispo", dual_clip=3.0), "cispo does not clip its surrogate"),
+        (lambda: method("rloo", baseline="batch"), "leave_one_out compares within groups"),
+        (lambda: method("remax", baseline="group"), "greedy_difference compares with a greedy response"),
+        (lambda: method("reinforce++", centre_scores=True), "centre_scores subtracts the mean of a group"),
         (lambda: method("grpo", kl_estimate="k1"), "mean gradient of k1 is 0"),
+        (lambda: method("grpo", dual_clip=float("nan")), "dual_clip is nan; it bounds a ratio from above"),
+        (lambda: method("grpo", clip_low=-0.1), "clip_low is -0.1; it is a distance from a ratio of 1"),
         (lambda: check_kl("both", "k3"), "kl_in is 'both'"),
         (lambda: check_kl("loss", "k4"), "kl_estimate is 'k4'"),
     ],
@@ -312,7 +346,23 @@ def test_bad_methods_are_refused(make, sentence):
         make()
 
 
+@pytest.mark.parametrize(
+    ("field", "sentence"),
+    [("baseline", "baseline is 'typo': choose group, batch or greedy"), ("reduction", "unknown reduction 'typo'")],
+)
+def test_words_that_do_not_exist_are_refused(field, sentence):
+    chosen = copy.copy(METHODS["grpo"])
+    object.__setattr__(chosen, field, "typo")  # the types of the tests would refuse it first
+    with pytest.raises(ValueError, match=sentence):
+        chosen.__post_init__()
+
+
 def test_minibatches_that_do_not_divide_are_refused(config, sampling, plain):
     _, state, taken = plain
     with pytest.raises(ValueError, match="8 responses do not split into 3 minibatches"):
         built(config, sampling, minibatches=3).update(state, taken, REWARDS)
+
+
+def test_a_role_that_does_not_exist_is_refused(config, policy, sampling):
+    with pytest.raises(ValueError, match="no role 'polcy' in this algorithm: name the trees policy, reference"):
+        built(config, sampling).init(jax.random.key(0), {"polcy": policy})

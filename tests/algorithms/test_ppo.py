@@ -386,10 +386,20 @@ def test_filters_are_refused(sampling, filters):
     ({"epochs": 0}, "at least 1 epoch"),
     ({"minibatches": 0}, "1 minibatch"),
     ({"kl_in": "loss"}, "mean gradient of k1 is 0"),
+    ({"dual_clip": 0.5}, "dual_clip is 0.5; it bounds a ratio from above"),
+    ({"clip_high": -0.2}, "clip_high is -0.2"),
+    ({"gae_lambda": 2.0}, "PPOConfig.gae_lambda is 2.0; give 0 to 1.0"),
 ])  # fmt: skip
 def test_bad_options_are_refused(sampling, options, message):
     with pytest.raises(ValueError, match=message):
         PPOConfig(sampling=sampling, **options)
+
+
+def test_a_reduction_that_does_not_exist_is_refused_before_a_rollout(sampling):
+    options = PPOConfig(sampling=sampling)
+    object.__setattr__(options, "reduction", "constant")  # the types of the tests would refuse it first
+    with pytest.raises(ValueError, match=r"PPOConfig.reduction is 'constant'; choose token_mean"):
+        options.__post_init__()
 
 
 # Initialisation.

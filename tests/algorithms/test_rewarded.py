@@ -95,8 +95,12 @@ def test_references_are_looked_up_by_the_index_of_a_prompt_and_averages_go_on(co
 
 def test_several_references_of_a_prompt_are_looked_up_together(config, batch):
     """Rows 2 i and 2 i + 1 of the table belong to the prompts of index i; nothing is trained here."""
-    table = Score(mean=jnp.arange(20.0))
-    seen = Transform(tuple, lambda score, reference, state: (reference.mean[::2], (), {"odd": reference.mean[1::2]}))
+    table = Score(mean=jnp.arange(20.0), members=jnp.arange(40.0).reshape(2, 20))
+
+    def see(score, reference, state):
+        return reference.mean[::2], (), {"odd": reference.mean[1::2], "members": reference.members}
+
+    seen = Transform(tuple, see)
     echo = Algorithm(
         init=tuple,
         rollout=lambda state, prompts: (state, rollout_of(prompts)),
@@ -108,6 +112,7 @@ def test_several_references_of_a_prompt_are_looked_up_together(config, batch):
     _, metrics = rewarded.step(ComposedState(algorithm=jnp.zeros(1), transform=()), SimpleNamespace(prompts=prompts))
     np.testing.assert_array_equal(metrics["even"], 2 * index)
     np.testing.assert_array_equal(metrics["odd"], 2 * index + 1)
+    np.testing.assert_array_equal(metrics["members"][1], [34, 35, 20, 21, 38, 39])
 
 
 def test_a_function_gets_the_rows_and_its_rewards_are_those_trained_on(algorithm, state, batch):

@@ -74,8 +74,9 @@ def test_no_array_stands_twice_in_a_state_that_is_donated(config, policy, sampli
     value = {"trunk": policy["trunk"], "head": init_value_head(config)}
     other = jax.tree.map(jnp.copy, policy)
     for given in ({"policy": policy}, {"policy": policy, "reference": policy}):
-        for algorithm in (dpo(config, adam(0.1)), ppo(config, PPOConfig(sampling=sampling), adam(0.1))):
-            state = algorithm.init(jax.random.key(0), given | {"value": value})
+        trained = (dpo(config, adam(0.1)), {}), (ppo(config, PPOConfig(sampling=sampling), adam(0.1)), {"value": value})
+        for algorithm, more in trained:
+            state = algorithm.init(jax.random.key(0), given | more)
             assert len({id(leaf) for leaf in jax.tree.leaves(state)}) == len(jax.tree.leaves(state))
             equal(state.reference, policy)
     state = dpo(config, adam(0.1)).init(jax.random.key(0), {"policy": policy, "reference": other})

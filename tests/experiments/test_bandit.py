@@ -52,6 +52,7 @@ def test_it_leaves_a_summary_with_a_row_for_every_policy_and_a_figure(script, tm
     [
         ({"seeds": 1}, "at least 2 seeds"),
         ({"temperature": 0.0}, "must be positive"),
+        ({"temperature": float("nan")}, "must be positive"),
         ({"groups": (2, 3)}, "divide the 16 responses"),
         ({"groups": (4, 2)}, "ascending"),
         ({"betas": (0.5, 1.0)}, "give 0 and at least one more"),

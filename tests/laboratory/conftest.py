@@ -28,6 +28,8 @@ def options() -> Options:
         sft_steps=2,
         reward_epochs=1,
         reward_batch=8,
+        value_net="shared",
+        kl_coefficients=(0.125,),
     )
 
 

@@ -63,21 +63,21 @@ def test_rules_give_different_rewards_for_the_same_score(trained):
     assert history["metrics"]["policy/max_logprob_gap"].max() < 1e-4
 
 
-@pytest.mark.parametrize("rule", ["vmap", "map"])
-def test_a_lane_alone_gives_the_numbers_it_has_among_others(options, setting, proxies, trained, rule):
+def test_a_lane_alone_gives_the_numbers_it_has_among_others(options, setting, proxies, trained):
+    """The lane alone is vmapped; among others it was mapped, which is the rule on CPUs."""
     history, _, _ = trained
     start, advance = make_lane(options, setting, jax.random.key(6))
     place = 9  # AdvPO, seed 1
     lane = {
         "method": jnp.array([options.methods.index("AdvPO")], jnp.int32),
-        "kl_coefficient": jnp.zeros(1),
+        "kl_coefficient": jnp.full(1, 0.125),
         "seed": jnp.array([1], jnp.int32),
     }
     one = jax.devices()[:1]
     value_trunk = jax.tree.map(lambda leaf: leaf[0], setting.trunks)
-    carry = jax.jit(over_lanes(start, rule, one))(lane, setting.policy, value_trunk, proxies)
-    _, kept = jax.jit(over_lanes(advance, rule, one))(carry, setting.world.prompts, proxies)
-    assert lane_table(options)[place] == {"method": "AdvPO", "kl_coefficient": 0.0, "seed": 1}
+    carry = jax.jit(over_lanes(start, "vmap", one))(lane, setting.policy, value_trunk, proxies)
+    _, kept = jax.jit(over_lanes(advance, "vmap", one))(carry, setting.world.prompts, proxies)
+    assert lane_table(options)[place] == {"method": "AdvPO", "kl_coefficient": 0.125, "seed": 1}
     np.testing.assert_array_equal(kept["tokens"][0, 0], history["tokens"][place, 0])
     for name in ("proxy", "spread", "uncertainty"):
         np.testing.assert_allclose(kept[name][0, 0], history[name][place, 0], rtol=1e-4, atol=1e-5)
@@ -92,7 +92,6 @@ def test_a_proxy_that_becomes_nan_is_an_error(options, setting, proxies, tmp_pat
 
 
 def test_a_reward_rule_that_becomes_nan_is_an_error_naming_it(options, setting, proxies, tmp_path):
-    options = dataclasses.replace(options, methods=("PPO", "sample-wise"))
     broken = proxies._replace(mean_uncertainty=proxies.mean_uncertainty.at[1].set(jnp.nan))
     with pytest.raises(ValueError, match="the reward rule sample-wise of seed 1 returned nan for row 0"):
         with MetricsWriter(tmp_path / "metrics.jsonl") as metrics:

@@ -112,6 +112,12 @@ def test_exactly_the_highest_of_each_group_are_kept_and_the_first_of_equals(rewa
     assert top_rows(jnp.asarray(rewards), 3, keep, scope="batch").tolist() == everywhere
 
 
+def test_a_reward_that_is_nan_is_never_the_best():
+    rewards = jnp.array([jnp.nan, -5.0, 2.0, 1.0, jnp.nan, 3.0])
+    assert top_rows(rewards, 3, 1).tolist() == [2, 5] and top_rows(rewards, 3, 1, "batch").tolist() == [2, 5]
+    assert top_rows(jnp.array([jnp.nan, jnp.nan]), 2, 1).tolist() == [0]
+
+
 # The loss.
 
 

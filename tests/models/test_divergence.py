@@ -61,6 +61,19 @@ def test_it_is_zero_at_the_start_and_nowhere_below():
     assert float(near.min()) >= 0.0
 
 
+def test_rounding_below_0_does_not_cut_the_gradient_off():
+    """Where policy and reference are so near that the sum is often rounded below 0, the gradient still is q - p."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    reference, kernel = jax.random.normal(keys[0], (1, 256, 8)), jax.random.normal(keys[1], (8, 64))
+    states = reference + 1e-4 * jax.random.normal(keys[2], reference.shape)
+    found = jax.grad(lambda states: hidden_forward_kl(states, kernel, reference, kernel).sum())(states)
+    with jax.enable_x64(True):
+        exact = [jnp.asarray(np.asarray(each), jnp.float64) for each in (states, reference, kernel)]
+        expected = jax.grad(lambda states: plain(states, exact[2], exact[1], exact[2]).sum())(exact[0])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert (np.abs(found).max(axis=-1) > 0).all()
+
+
 def test_bfloat16_states_give_float32():
     given = example()
     half = [leaf.astype(jnp.bfloat16) for leaf in given]

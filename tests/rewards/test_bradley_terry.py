@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +27,18 @@ TOKENS = jax.random.randint(jax.random.key(0), (4, 7), 1, 12, jnp.int32)
 
 @pytest.fixture(scope="module")
 def members():
-    return jax.vmap(lambda key: init_reward_model(CONFIG, key))(jax.random.split(jax.random.key(1), 3))
+    return jax.jit(jax.vmap(lambda key: init_reward_model(CONFIG, key)))(jax.random.split(jax.random.key(1), 3))
+
+
+@functools.cache
+def scorer_of(features="final_norm"):
+    """A scorer that is compiled once for all tests."""
+    return jax.jit(reward_scorer(CONFIG, features))
+
+
+@functools.cache
+def ensemble_scorer_of(lead=None):
+    return jax.jit(ensemble_scorer(CONFIG, lead=lead))
 
 
 def member(members, place: int):
@@ -36,7 +49,7 @@ def member(members, place: int):
 def test_the_score_is_rebuilt_from_features_head_and_bias(members, features):
     params = member(members, 0)
     params = {**params, "head": {**params["head"], "bias": jnp.float32(0.75)}}
-    score = reward_scorer(CONFIG, features)(params, TOKENS, MASK)
+    score = scorer_of(features)(params, TOKENS, MASK)
     head = np.asarray(params["head"]["kernel"], np.float64)
     np.testing.assert_allclose(score.mean, np.asarray(score.features, np.float64) @ head + 0.75, rtol=1e-5, atol=1e-6)
     assert score.mean.dtype == score.features.dtype == jnp.float32
@@ -45,7 +58,7 @@ def test_the_score_is_rebuilt_from_features_head_and_bias(members, features):
 @pytest.mark.parametrize("features", ["final_norm", "pre_norm"])
 @pytest.mark.parametrize(("left", "right"), [(0, 0), (0, 4), (4, 0), (3, 2)])
 def test_padding_does_not_matter(members, features, left, right):
-    scorer = jax.jit(reward_scorer(CONFIG, features))
+    scorer = scorer_of(features)
     expected = scorer(member(members, 0), TOKENS, MASK)
     widths = ((0, 0), (left, right))
     tokens = jnp.pad(jnp.where(MASK, TOKENS, 9), widths, constant_values=9)
@@ -56,8 +69,8 @@ def test_padding_does_not_matter(members, features, left, right):
 
 def test_an_ensemble_is_a_loop_over_its_members(members):
     params = EnsembleParams(members=members, offset=jnp.array([0.5, -1.0, 0.0]))
-    score = jax.jit(ensemble_scorer(CONFIG))(params, TOKENS, MASK)
-    each = [reward_scorer(CONFIG)(member(members, m), TOKENS, MASK).mean - params.offset[m] for m in range(3)]
+    score = ensemble_scorer_of()(params, TOKENS, MASK)
+    each = [scorer_of()(member(members, m), TOKENS, MASK).mean - params.offset[m] for m in range(3)]
     np.testing.assert_allclose(score.members, np.stack(each), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(score.mean, np.mean(each, axis=0), rtol=1e-4, atol=1e-5)
     assert score.features is None
@@ -66,8 +79,8 @@ def test_an_ensemble_is_a_loop_over_its_members(members):
 @pytest.mark.parametrize("lead", [0, 2])
 def test_the_lead_member_gives_mean_and_features(members, lead):
     params = EnsembleParams(members=members, offset=jnp.array([0.5, -1.0, 0.25]))
-    score = jax.jit(ensemble_scorer(CONFIG, lead=lead))(params, TOKENS, MASK)
-    alone = reward_scorer(CONFIG)(member(members, lead), TOKENS, MASK)
+    score = ensemble_scorer_of(lead)(params, TOKENS, MASK)
+    alone = scorer_of()(member(members, lead), TOKENS, MASK)
     np.testing.assert_allclose(score.mean, alone.mean - params.offset[lead], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(score.features, alone.features, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(score.mean, score.members[lead])
@@ -76,7 +89,7 @@ def test_the_lead_member_gives_mean_and_features(members, lead):
 def test_a_constant_added_to_a_member_changes_nothing_once_offsets_are_fixed_on_reference_samples(members):
     head = members["head"]
     shifted = {**members, "head": {**head, "bias": head["bias"] + jnp.array([3.0, -7.0, 0.0])}}
-    scorer = jax.jit(ensemble_scorer(CONFIG))
+    scorer = ensemble_scorer_of()
     reference = TOKENS[::-1]
 
     def centred(stack):
@@ -95,7 +108,7 @@ def test_a_constant_added_to_a_member_changes_nothing_once_offsets_are_fixed_on_
 
 def test_the_order_of_sequences_does_not_matter(members):
     params = EnsembleParams(members=members, offset=jnp.zeros(3))
-    scorer = jax.jit(ensemble_scorer(CONFIG))
+    scorer = ensemble_scorer_of()
     found, expected = scorer(params, TOKENS[::-1], MASK[::-1]), scorer(params, TOKENS, MASK)
     np.testing.assert_allclose(found.members[:, ::-1], expected.members, rtol=1e-5, atol=1e-6)
 

@@ -261,6 +261,20 @@ def test_samplewise_subtracts_the_centred_uncertainty():
     np.testing.assert_allclose(at_home["rewards/transformed"], at_home["rewards/proxy"], atol=1e-5)
 
 
+def test_only_the_policys_own_responses_move_the_head():
+    data = world()
+    own = jnp.arange(12) % 3 != 2
+    mine = data | {
+        "score": Score(mean=data["score"].mean[own], features=data["score"].features[own]),
+        "reference": data["reference"],
+    }
+    rewards, _, metrics = advpo_rewards(data | {"score": data["score"].replace(own=own)}, 3.0)
+    expected, _, own_metrics = advpo_rewards(mine, 3.0)
+    np.testing.assert_allclose(rewards[own], expected, rtol=1e-5)
+    for name in ("uncertainty/displacement", "rewards/proxy", "rewards/transformed", "uncertainty/mean"):
+        np.testing.assert_allclose(metrics[name], own_metrics[name], rtol=1e-5)
+
+
 def test_jit_lanes_of_radii_and_bfloat16_features():
     data = world()
     transform = last_layer.advpo(ema=0.9, rescale="std")
