@@ -157,7 +157,7 @@ PRESETS = {
     "world": Config(
         preset="world",
         world="overoptimization",
-        algorithms=("ppo", "rloo", "grpo", "online_dpo", "raft", "dpo"),
+        algorithms=("ppo", "rloo", "grpo", "online_dpo", "raft", "dpo", "ipo", "kto", "sft"),
         updates=60,
         report_every=5,
         learning_rate=3e-4,

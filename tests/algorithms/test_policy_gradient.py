@@ -233,9 +233,10 @@ def test_rewards_of_another_shape_are_refused(config, sampling, plain, shape):
 def test_the_last_response_of_a_group_of_remax_is_greedy(config, policy, sampling, two):
     algorithm = built(config, sampling, "remax", samples=2)
     state = algorithm.init(jax.random.key(3), {"policy": policy})
-    _, taken = algorithm.rollout(state, two)
+    _, taken = jax.jit(algorithm.rollout)(state, two)
     assert len(taken.tokens) == 6 and taken.own.tolist() == [True, True, False] * 2
-    greedy = generate(config, policy, two, jax.random.key(0), dataclasses.replace(sampling, temperature=0.0))
+    coldest = dataclasses.replace(sampling, temperature=0.0)
+    greedy = jax.jit(generate, static_argnums=(0, 4))(config, policy, two, jax.random.key(0), coldest)
     np.testing.assert_array_equal(taken.tokens[2::3], greedy.tokens)
     np.testing.assert_array_equal(taken.prompts.tokens, jnp.repeat(two.tokens, 3, axis=0))
     scored = taken_scores(config, policy, taken, 1.0)[0]

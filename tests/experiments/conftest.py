@@ -1,7 +1,15 @@
-"""A tiny random Llama with a tokenizer of bytes, and files of rows: for scripts that take any model and any rows."""
+"""The script that a file of tests is named after, and what it runs on: a tiny random Llama with a tokenizer of bytes,
+files of rows, processes of its own, and users who press Ctrl-C.
+"""
 
+import importlib.util
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -10,7 +18,69 @@ from rlhf_jax.models.heads import init_reward_head
 from rlhf_jax.models.huggingface import load_policy, load_tokenizer, save_reward_model
 from rlhf_jax.training.export import padding_of_its_own
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 WORDS = "the cat dog sat ran off and mat sad red".split()
+
+
+@pytest.fixture(scope="module")
+def script(request):
+    """The module of `experiments/NAME.py`, in the tests of `test_NAME.py`."""
+    name = Path(request.path).stem.removeprefix("test_")
+    specification = importlib.util.spec_from_file_location(
+        f"{name}_experiment", REPOSITORY / "experiments" / f"{name}.py"
+    )
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def start():
+    """`start(name, arguments, devices, log)` begins a script in a process of its own, compiled as the tests are."""
+
+    def start(name, arguments, devices, log):
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "PYTHONPATH": str(REPOSITORY),
+        }
+        command = [sys.executable, REPOSITORY / "experiments" / f"{name}.py", *map(str, arguments)]
+        with open(log, "a") as file:
+            return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+
+    return start
+
+
+@pytest.fixture
+def interrupt(script, monkeypatch):
+    """`interrupt(config, where, number)` runs the script; Ctrl-C is pressed while `where.batches` hands out a batch."""
+
+    def interrupt(config, where, number):
+        batches = where.batches
+
+        def stopped(*arguments, **options):
+            stream = batches(*arguments, **options)
+
+            class Stream:
+                get_state, set_state, taken = stream.get_state, stream.set_state, 0
+
+                def __next__(self):
+                    self.taken += 1
+                    if self.taken == number:
+                        os.kill(os.getpid(), signal.SIGINT)
+                    return next(stream)
+
+            return Stream()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(where, "batches", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                script.main(config)
+
+    return interrupt
 
 
 @pytest.fixture(scope="session")

@@ -1,22 +1,10 @@
 """The measurement of blocks of logits at a tiny size."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
 from rlhf_jax.models import chunked_logprobs
-
-SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "chunked_logprobs.py"
-
-
-@pytest.fixture(scope="module")
-def script():
-    specification = importlib.util.spec_from_file_location("chunked_logprobs_experiment", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 def test_both_programs_agree_and_blocks_take_less_memory(script, tmp_path, monkeypatch):

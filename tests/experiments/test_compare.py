@@ -1,7 +1,6 @@
 """The comparison of algorithms at a tiny size: what it leaves behind, and what it refuses."""
 
 import dataclasses
-import importlib.util
 import json
 from pathlib import Path
 
@@ -9,16 +8,6 @@ import numpy as np
 import pytest
 
 from rlhf_jax.training.metrics import read_metrics
-
-SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "compare.py"
-
-
-@pytest.fixture(scope="module")
-def script():
-    specification = importlib.util.spec_from_file_location("compare_experiment", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,9 @@
 """Learning from preferences with a tiny model, from files to a folder that `transformers` loads."""
 
 import dataclasses
-import importlib.util
 import json
 import math
 import typing
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,16 +13,6 @@ import pytest
 from rlhf_jax.losses.preference_choices import PREFERENCE_LOSSES
 from rlhf_jax.models.huggingface import load_policy
 from rlhf_jax.training.metrics import read_metrics
-
-SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "dpo.py"
-
-
-@pytest.fixture(scope="module")
-def script():
-    specification = importlib.util.spec_from_file_location("dpo_experiment", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -1,23 +1,11 @@
 """Completions of a tiny model, from a file of prompts to a file of completions."""
 
 import dataclasses
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
 from rlhf_jax.training.json_lines import read_lines
-
-SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "generate.py"
-
-
-@pytest.fixture(scope="module")
-def script():
-    specification = importlib.util.spec_from_file_location("generate_experiment", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

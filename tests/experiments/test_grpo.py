@@ -1,9 +1,7 @@
 """GRPO and its relatives of a tiny model, from files to a folder that `transformers` loads; and what is refused."""
 
 import dataclasses
-import importlib.util
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import jax
@@ -12,16 +10,6 @@ import pytest
 from rlhf_jax.algorithms.methods import METHODS
 from rlhf_jax.models.huggingface import load_policy
 from rlhf_jax.training.metrics import read_metrics
-
-SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "grpo.py"
-
-
-@pytest.fixture(scope="module")
-def script():
-    specification = importlib.util.spec_from_file_location("grpo_experiment", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -3,12 +3,9 @@
 import dataclasses
 import importlib.util
 import json
-import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,21 +17,6 @@ from rlhf_jax.models.huggingface import load_policy
 from rlhf_jax.training.metrics import read_metrics
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def start(script, arguments, devices, log):
-    """Begins a run in a process of its own, compiled as the tests are."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "PYTHONPATH": str(REPOSITORY),
-    }
-    command = [sys.executable, REPOSITORY / "experiments" / f"{script}.py", *map(str, arguments)]
-    with open(log, "a") as file:
-        return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
 
 
 def lines_of(out):
@@ -75,7 +57,7 @@ def assert_same_run(out, whole):
     jax.tree.map(np.testing.assert_array_equal, *(load_policy(folder / "model")[1] for folder in (out, whole)))
 
 
-def test_a_killed_run_ends_like_one_that_was_not(tiny_model, demonstrations, tmp_path):
+def test_a_killed_run_ends_like_one_that_was_not(start, tiny_model, demonstrations, tmp_path):
     specification = importlib.util.spec_from_file_location("sft_experiment", REPOSITORY / "experiments" / "sft.py")
     script = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(script)
@@ -120,14 +102,14 @@ def advpo(tiny_model, pairs, rewards):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(advpo, tmp_path_factory):
+def uninterrupted(start, advpo, tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
     assert start("ppo", [*advpo, "--out", folder / "run"], devices=2, log=folder / "log").wait() == 0
     return folder / "run"
 
 
 @pytest.mark.slow
-def test_advpo_killed_ten_times_is_bitwise_the_uninterrupted_run(advpo, uninterrupted, tmp_path):
+def test_advpo_killed_ten_times_is_bitwise_the_uninterrupted_run(start, advpo, uninterrupted, tmp_path):
     out, log, generator = tmp_path / "run", tmp_path / "log", random.Random(0)
     killed_at, resume = [], []
     for _ in range(KILLS):
@@ -145,7 +127,7 @@ def test_advpo_killed_ten_times_is_bitwise_the_uninterrupted_run(advpo, uninterr
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [((), ("--mesh", "data=2")), (("--mesh", "data=2"), ())])
-def test_advpo_killed_and_resumed_on_another_number_of_devices(advpo, uninterrupted, tmp_path, before, after):
+def test_advpo_killed_and_resumed_on_another_number_of_devices(start, advpo, uninterrupted, tmp_path, before, after):
     out, log = tmp_path / "run", tmp_path / "log"
     assert kill(start("ppo", [*advpo, "--out", out, *before], devices=2, log=log), out, STEPS // 2)
     reached = saved(out)

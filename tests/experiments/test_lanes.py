@@ -1,23 +1,11 @@
 """The lanes measurement at a tiny size."""
 
 import functools
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
 from rlhf_jax.laboratory.options import Options
-
-SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "lanes.py"
-
-
-@pytest.fixture(scope="module")
-def script():
-    specification = importlib.util.spec_from_file_location("lanes_experiment", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 def test_it_measures_one_seed_and_several_and_nothing_compiles_after_the_first_call(script, tmp_path, monkeypatch):

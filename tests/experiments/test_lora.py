@@ -1,23 +1,11 @@
 """LoRA beside full tuning at a tiny size."""
 
 import functools
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-
-SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "lora.py"
-
-
-@pytest.fixture(scope="module")
-def script():
-    specification = importlib.util.spec_from_file_location("lora_experiment", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

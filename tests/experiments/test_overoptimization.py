@@ -1,9 +1,7 @@
 """The over-optimisation study at a tiny size: what it leaves behind, that it repeats, and what it refuses."""
 
 import dataclasses
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,7 +12,6 @@ from rlhf_jax.training import checkpoints, run_folder
 from rlhf_jax.training.command_line import run
 from rlhf_jax.training.metrics import read_metrics
 
-SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "overoptimization.py"
 TINY = Options(
     seeds=2,
     members=2,
@@ -34,17 +31,28 @@ LANES = len(METHODS) * TINY.seeds
 
 
 @pytest.fixture(scope="module")
-def script():
-    specification = importlib.util.spec_from_file_location("overoptimization_experiment", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+def calls():
+    """What the study's `train_policies` and `report` were given, and what they returned."""
+    return {}
 
 
 @pytest.fixture(scope="module")
-def finished(script, tmp_path_factory):
+def finished(script, calls, tmp_path_factory):
+    def recorded(name):
+        function = getattr(script, name)
+
+        def call(*arguments):
+            returned = function(*arguments)
+            calls[name] = arguments, returned
+            return returned
+
+        return call
+
     folder = tmp_path_factory.mktemp("study") / "run"
-    return script.main(dataclasses.replace(TINY, out=folder)), folder
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("train_policies", "report"):
+            patch.setattr(script, name, recorded(name))
+        return script.main(dataclasses.replace(TINY, out=folder)), folder
 
 
 def history_of(folder):
@@ -125,31 +133,35 @@ def test_samples_show_the_gold_of_the_history(finished):
     assert shown == [f"{value:+.2f}" for value in history_of(folder)["gold"][0, 0]]
 
 
-@pytest.fixture(scope="module")
-def again(script, tmp_path_factory):
-    """The same study once more, and the best-of-n curves that it reported."""
-    folder, curves, report = tmp_path_factory.mktemp("again") / "run", {}, script.report
+def test_the_same_seed_gives_the_same_numbers(script, finished, calls, tmp_path, monkeypatch):
+    """Training is given the same bits, and its history is summed up alike; training itself is one program of those."""
+    result, folder = finished
+    given, returned = calls["train_policies"]
 
-    def recorded(study, best_of_n, *rest):
-        curves.update(best_of_n)
-        return report(study, best_of_n, *rest)
+    def training(*again):
+        (options, setting, proxies, key, _), (before, setting_before, proxies_before, key_before, _) = again, given
+        assert dataclasses.replace(options, out=None) == dataclasses.replace(before, out=None)
+        assert key == key_before
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            (setting.policy, setting.trunks, setting.world.prompts, proxies),
+            (setting_before.policy, setting_before.trunks, setting_before.world.prompts, proxies_before),
+        )
+        return returned
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "report", recorded)
-        return script.main(dataclasses.replace(TINY, out=folder)), folder, curves
-
-
-def test_the_same_seed_gives_the_same_numbers(finished, again):
-    (result, folder), (other, other_folder, _) = finished, again
+    monkeypatch.setattr(script, "train_policies", training)
+    other = script.main(dataclasses.replace(TINY, out=tmp_path / "run"))
     assert other["rows"] == result["rows"]
     assert other["checks"] == result["checks"]
     for name, values in history_of(folder).items():
-        np.testing.assert_array_equal(history_of(other_folder)[name], values)
-    assert (other_folder / "metrics.jsonl").read_text() == (folder / "metrics.jsonl").read_text()
+        np.testing.assert_array_equal(history_of(tmp_path / "run")[name], values)
+    written = read_metrics(folder / "metrics.jsonl")
+    gold = [line for line in written if "objective/gold" in line]
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl") == gold
 
 
-def test_the_proxy_only_rises_with_n(again):
-    _, _, curves = again
+def test_the_proxy_only_rises_with_n(finished, calls):
+    (_, curves, *_), _ = calls["report"]
     assert list(curves) == ["single", "mean", "WCO", "UWO"]
     for curve in curves.values():
         assert curve["n"].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
@@ -177,14 +189,18 @@ def _shapes_on_disk(path):
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
-def test_a_neural_gold_and_two_kl_coefficients(script, tmp_path):
+def test_a_neural_gold_and_two_kl_coefficients(script, finished, calls, tmp_path, monkeypatch):
+    """What comes before training and after it; in its place stand lanes of the study above."""
+    _, (history, policies) = calls["train_policies"]
+    lanes = [2 * METHODS.index(method) + seed for method in ("PPO", "AdvPO") for _ in range(2) for seed in range(2)]
+    picked = jax.tree.map(lambda values: values[lanes, :2], history)
+    monkeypatch.setattr(script, "train_policies", lambda *_: (picked, policies))
     options = dataclasses.replace(
         TINY,
         out=tmp_path / "run",
         gold="neural",
         methods=("PPO", "AdvPO"),
         kl_coefficients=(0.0, 0.1),
-        value_net="shared",
         updates=2,
         report_every=1,
         best_of_n=0,
@@ -239,7 +255,7 @@ def call(script, monkeypatch, capsys):
     """What the command line prints to standard error for a mistake; it must exit with 2."""
 
     def call(*arguments) -> str:
-        monkeypatch.setattr("sys.argv", [str(SCRIPT), *map(str, arguments)])
+        monkeypatch.setattr("sys.argv", [script.__file__, *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
             run(script.main, script.PRESETS, script.__doc__)
         assert stop.value.code == 2
@@ -320,13 +336,9 @@ def test_an_earlier_run_is_not_touched(call, tmp_path, arguments):
         (lambda prompts, tokens, mask: np.ones(len(prompts)), "the gold reward is the same for all samples"),
     ],
 )
-def test_a_gold_reward_that_says_nothing_is_refused(script, monkeypatch, tmp_path, gold, message):
-    original = script.builtin_setting
-
-    def broken(options, key):
-        setting = original(options, key)
-        return setting._replace(world=setting.world._replace(gold=gold))
-
-    monkeypatch.setattr(script, "builtin_setting", broken)
+def test_a_gold_reward_that_says_nothing_is_refused(script, finished, calls, monkeypatch, tmp_path, gold, message):
+    (_, setting, *_), _ = calls["train_policies"]
+    broken = setting._replace(world=setting.world._replace(gold=gold))
+    monkeypatch.setattr(script, "builtin_setting", lambda options, key: broken)
     with pytest.raises(ValueError, match=message):
         script.main(dataclasses.replace(TINY, out=tmp_path / "run"))

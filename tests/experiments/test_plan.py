@@ -1,8 +1,6 @@
 """Plans of a tiny model on CPU devices that stand for GPUs; the bytes of a large one by arithmetic."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import pytest
@@ -10,16 +8,6 @@ import pytest
 from rlhf_jax.parallel.mesh import MeshShape, make_mesh
 from rlhf_jax.parallel.plan.programs import device_bytes
 from rlhf_jax.parallel.plan.steps import Machine
-
-SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "plan.py"
-
-
-@pytest.fixture(scope="module")
-def script():
-    specification = importlib.util.spec_from_file_location("plan_experiment", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 def tiny(script, tmp_path, **options):

@@ -2,35 +2,15 @@
 
 import json
 import math
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
-import jax
 import pytest
 
 from rlhf_jax.training.metrics import read_metrics
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def begin(arguments, devices, log):
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "PYTHONPATH": str(REPOSITORY),
-    }
-    command = [sys.executable, REPOSITORY / "experiments" / "ppo.py", *map(str, arguments)]
-    with open(log, "w") as file:
-        return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
-
 
 @pytest.mark.slow
-def test_advpo_in_two_processes_is_advpo_on_one_device(tiny_model, pairs, rewards, tmp_path):
+def test_advpo_in_two_processes_is_advpo_on_one_device(start, tiny_model, pairs, rewards, tmp_path):
     options = ["--model", tiny_model, "--data", pairs, "--reward", rewards[0], "--rule", "advpo"]
     options += ["--preferences", pairs, "--steps", 4, "--batch-size", 8, "--passes", 1, "--reference-samples", 8]
     options += ["--most-held-out", 4, "--log-every", 1, "--samples", 1, "--response-length", 8]
@@ -39,8 +19,8 @@ def test_advpo_in_two_processes_is_advpo_on_one_device(tiny_model, pairs, reward
         address = f"127.0.0.1:{free.getsockname()[1]}"
     together = [*options, "--out", tmp_path / "two", "--mesh", "data=2,fsdp=2"]
     together += ["--coordinator", address, "--processes", 2]
-    runs = [begin([*together, "--process-id", number], 2, tmp_path / f"log{number}") for number in range(2)]
-    runs.append(begin([*options, "--out", tmp_path / "one"], 1, tmp_path / "log2"))
+    runs = [start("ppo", [*together, "--process-id", number], 2, tmp_path / f"log{number}") for number in range(2)]
+    runs.append(start("ppo", [*options, "--out", tmp_path / "one"], 1, tmp_path / "log2"))
     for number, run in enumerate(runs):
         assert run.wait() == 0, (tmp_path / f"log{number}").read_text()
     two, one = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("two", "one"))

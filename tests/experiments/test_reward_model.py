@@ -1,32 +1,21 @@
 """Reward modelling from a tiny model, from files to a folder that `transformers` loads."""
 
 import dataclasses
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rlhf_jax.training.metrics import read_metrics
 
-SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "reward_model.py"
-
 
 @pytest.fixture(scope="module")
-def script():
-    specification = importlib.util.spec_from_file_location("reward_model_experiment", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def config(script, tiny_model, pairs, tmp_path):
-    return script.Config(
+def trained(script, tiny_model, pairs, tmp_path_factory):
+    """A run's configuration and its summary."""
+    config = script.Config(
         model=str(tiny_model),
         data=pairs,
-        out=tmp_path / "run",
+        out=tmp_path_factory.mktemp("trained") / "run",
         steps=4,
         batch_size=4,
         learning_rate=1e-2,
@@ -35,6 +24,12 @@ def config(script, tiny_model, pairs, tmp_path):
         adapter="lora",
         rank=2,
     )
+    return config, script.main(config)
+
+
+@pytest.fixture
+def config(trained, tmp_path):
+    return dataclasses.replace(trained[0], out=tmp_path / "run")
 
 
 def rewards_by_transformers(folder, items):
@@ -49,8 +44,8 @@ def rewards_by_transformers(folder, items):
         return model(**batch).logits[:, 0].numpy()
 
 
-def test_the_exported_model_gives_the_margins_of_the_summary(script, config):
-    summary = script.main(config)
+def test_the_exported_model_gives_the_margins_of_the_summary(script, trained):
+    config, summary = trained
     assert json.loads((config.out / "summary.json").read_text()) == summary
     rows = {row["name"]: row for row in summary["rows"]}
     source = script.open_source(config)
@@ -68,13 +63,12 @@ def test_the_exported_model_gives_the_margins_of_the_summary(script, config):
     assert (config.out / "figures" / "training.png").is_file()
 
 
-def test_a_reward_model_goes_on_learning_and_margins_can_be_left_out(script, config, tmp_path):
-    first = dataclasses.replace(config, adapter=None, margins=False)
-    script.main(first)
-    again = dataclasses.replace(first, model=str(config.out / "model"), out=tmp_path / "again", learning_rate=1e-9)
-    script.main(again)
-    last = read_metrics(config.out / "metrics.jsonl")[-1]
-    start = read_metrics(tmp_path / "again" / "metrics.jsonl")[0]
+def test_a_reward_model_goes_on_learning_and_margins_can_be_left_out(script, config, trained):
+    first = trained[0]
+    changes = dict(adapter=None, margins=False, model=str(first.out / "model"), learning_rate=1e-9)
+    script.main(dataclasses.replace(config, **changes))
+    last = read_metrics(first.out / "metrics.jsonl")[-1]
+    start = read_metrics(config.out / "metrics.jsonl")[0]
     assert start["eval/rewards/margins"] == pytest.approx(last["eval/rewards/margins"], abs=1e-4)
 
 

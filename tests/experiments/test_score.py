@@ -1,24 +1,12 @@
 """Scores of tiny reward models for completions, pairs, and several completions with gold."""
 
 import dataclasses
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rlhf_jax.training.json_lines import read_lines
-
-SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "score.py"
-
-
-@pytest.fixture(scope="module")
-def script():
-    specification = importlib.util.spec_from_file_location("score_experiment", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 def transformers_score(folder, text):

@@ -1,10 +1,9 @@
 """Supervised fine-tuning of a tiny model, from files to a folder that `transformers` loads."""
 
+import contextlib
 import dataclasses
-import importlib.util
+import io
 import json
-import os
-import signal
 from pathlib import Path
 
 import jax
@@ -14,23 +13,14 @@ import pytest
 from rlhf_jax.models.huggingface import load_policy
 from rlhf_jax.training.metrics import read_metrics
 
-SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "sft.py"
-
 
 @pytest.fixture(scope="module")
-def script():
-    specification = importlib.util.spec_from_file_location("sft_experiment", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def config(script, tiny_model, demonstrations, tmp_path):
-    return script.Config(
+def whole(script, tiny_model, demonstrations, tmp_path_factory):
+    """An uninterrupted run: its configuration, its summary and what it printed."""
+    config = script.Config(
         model=str(tiny_model),
         data=demonstrations,
-        out=tmp_path / "run",
+        out=tmp_path_factory.mktemp("whole") / "run",
         steps=6,
         batch_size=4,
         learning_rate=1e-2,
@@ -40,14 +30,21 @@ def config(script, tiny_model, demonstrations, tmp_path):
         samples=2,
         response_length=4,
     )
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        return config, script.main(config), printed
+
+
+@pytest.fixture
+def config(whole, tmp_path):
+    return dataclasses.replace(whole[0], out=tmp_path / "run")
 
 
 def rows_of(summary):
     return {row["name"]: row for row in summary["rows"]}
 
 
-def test_it_leaves_the_model_and_all_that_was_measured(script, config, capsys):
-    summary = script.main(config)
+def test_it_leaves_the_model_and_all_that_was_measured(whole):
+    config, summary, printed = whole
     out = config.out
     assert json.loads((out / "summary.json").read_text()) == summary
     names = {path.relative_to(out).as_posix() for path in out.rglob("*")}
@@ -62,7 +59,7 @@ def test_it_leaves_the_model_and_all_that_was_measured(script, config, capsys):
     assert before["mean"] == pytest.approx(lines[0]["eval/nll"]) and before["n"] == 4
     assert after["mean"] == pytest.approx(lines[-1]["eval/nll"])
     assert rows["from the command to the first step"]["mean"] > 0
-    assert "40 of 40 rows kept" in capsys.readouterr().out
+    assert "40 of 40 rows kept" in printed.getvalue()
     assert (out / "samples.md").read_text().count("**after**") == 2
 
 
@@ -100,37 +97,13 @@ def test_an_adapter_is_exported_merged_and_apart(script, config, tiny_model):
     np.testing.assert_allclose(adapted(**ids).logits.detach(), merged(**ids).logits.detach(), atol=1e-4)
 
 
-def stopping(batches, after):
-    """`batches` of the pipeline, whose user presses Ctrl-C while batch number `after` is handed out."""
-
-    def make(*arguments, **options):
-        stream = batches(*arguments, **options)
-
-        class Stream:
-            get_state, set_state, taken = stream.get_state, stream.set_state, 0
-
-            def __next__(self):
-                self.taken += 1
-                if self.taken == after:
-                    os.kill(os.getpid(), signal.SIGINT)
-                return next(stream)
-
-        return Stream()
-
-    return make
-
-
-def test_a_resumed_run_equals_an_uninterrupted_one(script, config, tmp_path, monkeypatch):
-    whole = script.main(dataclasses.replace(config, out=tmp_path / "whole"))
-    with monkeypatch.context() as patch:
-        patch.setattr(script, "batches", stopping(script.batches, after=3))
-        with pytest.raises(KeyboardInterrupt):
-            script.main(config)
+def test_a_resumed_run_equals_an_uninterrupted_one(script, config, whole, interrupt):
+    uninterrupted, summary, _ = whole
+    interrupt(config, script, number=3)
     assert not (config.out / "summary.json").exists()
     resumed = script.main(dataclasses.replace(config, resume=True))
-    for before, after in zip(whole["rows"][:2], resumed["rows"][:2], strict=True):
-        assert before == after
-    trees = [load_policy(out / "model")[1] for out in (tmp_path / "whole", config.out)]
+    assert resumed["rows"][:2] == summary["rows"][:2]
+    trees = [load_policy(out / "model")[1] for out in (uninterrupted.out, config.out)]
     jax.tree.map(np.testing.assert_array_equal, *trees)
 
     def lines(out):
@@ -140,7 +113,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(script, config, tmp_path, mon
             for line in read_metrics(out / "metrics.jsonl")
         ]
 
-    assert lines(config.out) == lines(tmp_path / "whole")
+    assert lines(config.out) == lines(uninterrupted.out)
 
 
 @pytest.mark.parametrize(

@@ -116,9 +116,9 @@ def offline(config, algorithm, batch, on):
     return {"metrics": metrics, "change": change}
 
 
-def supervised(on):
-    """One update of SFT, of a policy whose embedding is its unembedding too."""
-    return offline(TIED, sft(TIED, DESCENT), Demonstrations(**_sequences(5)), on)
+def supervised(config, on):
+    """One update of SFT."""
+    return offline(config, sft(config, DESCENT), Demonstrations(**_sequences(5)), on)
 
 
 def preferences(on):
@@ -187,7 +187,8 @@ def outcome(part, words=None, devices=None):
 PARTS = {
     "ppo": lambda on: adversarial_ppo(DENSE, on),
     "mixture": lambda on: adversarial_ppo(MIXTURE, on),
-    "sft": supervised,
+    "sft": lambda on: supervised(TIED, on),
+    "sft of a mixture": lambda on: supervised(MIXTURE, on),
     "dpo": preferences,
     "kto": completions,
 }

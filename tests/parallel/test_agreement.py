@@ -44,14 +44,17 @@ def test_ppo_with_advpo_is_the_same_on_every_mesh(words):
     assert_agree(one_step.leaves(one_step.outcome(one_step.PARTS["ppo"], words)), "ppo")
 
 
-@pytest.mark.parametrize("words", ["expert=8", "fsdp=2,tensor=2,expert=2"])
-def test_a_mixture_of_experts_is_the_same_on_every_mesh(words):
-    assert_agree(one_step.leaves(one_step.outcome(one_step.PARTS["mixture"], words)), "mixture")
-
-
-@pytest.mark.parametrize("part", ["sft", "dpo", "kto"])
-def test_offline_updates_are_the_same_on_a_mesh(part):
-    words = "fsdp=2,tensor=2,sequence=2"
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("mixture", "fsdp=2,tensor=2,expert=2"),
+        ("sft of a mixture", "expert=8"),
+        ("sft", "fsdp=2,tensor=2,sequence=2"),
+        ("dpo", "fsdp=2,tensor=2,sequence=2"),
+        ("kto", "fsdp=2,tensor=2,sequence=2"),
+    ],
+)
+def test_mixtures_of_experts_and_offline_updates_are_the_same_on_a_mesh(part, words):
     assert_agree(one_step.leaves(one_step.outcome(one_step.PARTS[part], words)), part)
 
 

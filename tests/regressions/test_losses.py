@@ -82,6 +82,8 @@ def test_9_7_kl_of_prompt_tokens_is_not_summed():
     kl = kl_estimate(jnp.array([[-9.0, -9.0, -1.0, -1.5]]), jnp.array([[-1.0, -1.0, -1.5, -1.5]]), "k3")
     response = jnp.array([[False, False, True, True]])
     np.testing.assert_allclose(mean(kl, response, "sequence_sum"), np.exp(-0.5) - 0.5, rtol=1e-6)
+    faulty = mean(kl, jnp.ones_like(response), "sequence_sum")
+    assert float(faulty) > 1000 * (np.exp(-0.5) - 0.5)
 
 
 @pytest.mark.parametrize(("rule", "constant"), REDUCTION_ARGUMENTS)

@@ -1,7 +1,7 @@
 """Failures of PPO stacks (design.md section 9): each faulty variant is kept here and shown to fail."""
 
 import dataclasses
-from functools import partial
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from rlhf_jax.losses.kl import adaptive_kl
 from rlhf_jax.losses.logprobs import token_logprob
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.heads import apply_head, init_policy, init_reward_model, response_logits
+from rlhf_jax.models.huggingface import save_reward_model
 from rlhf_jax.models.transformer import apply_trunk
 from rlhf_jax.rewards.bradley_terry import reward_scorer
 from rlhf_jax.rewards.last_layer import adversarial_direction, displacement, geometry, gram
@@ -41,6 +42,7 @@ PROMPTS = Prompts(
     index=jnp.arange(8, dtype=jnp.int32),
 )
 REWARDS = jnp.array([0.9, -1.6, 0.3, 2.5, -0.4, 0.0, 1.1, -2.2])
+DESCENT = optax.sgd(lambda step: 1.0)  # a rate that is a schedule, so that steps are counted
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +50,24 @@ def policy():
     return jax.jit(init_policy, static_argnums=0)(CONFIG, jax.random.key(0))
 
 
-def start(policy, options=OPTIONS, optimizer=None, kl=None):
-    """The jitted update of an algorithm, its state after one rollout, and the rollout."""
-    algorithm = ppo(CONFIG, options, optimizer or optax.sgd(1.0), kl)
-    state, taken = jax.jit(algorithm.rollout)(algorithm.init(jax.random.key(2), {"policy": policy}), PROMPTS)
-    return jax.jit(algorithm.update), state, taken
+@pytest.fixture(scope="module")
+def reward_model():
+    return jax.jit(init_reward_model, static_argnums=0)(CONFIG, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def begun(policy):
+    """The state after one rollout, and the rollout: neither depends on how the policy is updated."""
+    algorithm = ppo(CONFIG, OPTIONS, DESCENT)
+    return jax.jit(algorithm.rollout)(algorithm.init(jax.random.key(2), {"policy": policy}), PROMPTS)
+
+
+logits_of = jax.jit(response_logits, static_argnums=0)
+
+
+@functools.cache
+def update_of(options):
+    return jax.jit(ppo(CONFIG, options, DESCENT).update)
 
 
 def differ(one, other) -> bool:
@@ -66,19 +81,19 @@ def update_that_recomputes_old_logprobs(update_once, state, taken, epochs):
     """The fault: the policy is compared with itself, so the ratio is 1 for ever and clipping idles."""
     seen = []
     for _ in range(epochs):
-        logits = response_logits(CONFIG, state.params["policy"], taken)
+        logits = logits_of(CONFIG, state.params["policy"], taken)
         logprob = jnp.where(taken.mask, token_logprob(logits, taken.tokens), 0.0)
         state, metrics = update_once(state, taken.replace(logprob=logprob), REWARDS)
         seen.append(metrics)
     return state, jax.tree.map(lambda *values: jnp.stack(values), *seen)
 
 
-def test_9_3_old_logprobs_come_from_the_rollout_and_clipping_engages(policy):
-    update, state, taken = start(policy)
-    _, metrics = update(state, taken, REWARDS)
+def test_9_3_old_logprobs_come_from_the_rollout_and_clipping_engages(begun):
+    state, taken = begun
+    _, metrics = update_of(OPTIONS)(state, taken, REWARDS)
     assert float(metrics["policy/clipfrac"]) > 0.1
     assert float(metrics["val/ratio_var"]) > 1e-3
-    once, _, _ = start(policy, dataclasses.replace(OPTIONS, epochs=1))
+    once = update_of(dataclasses.replace(OPTIONS, epochs=1))
     _, faulty = update_that_recomputes_old_logprobs(once, state, taken, OPTIONS.epochs)
     np.testing.assert_allclose(faulty["val/ratio"], 1.0, atol=1e-4)
     assert float(faulty["policy/clipfrac"].max()) == 0.0
@@ -87,21 +102,20 @@ def test_9_3_old_logprobs_come_from_the_rollout_and_clipping_engages(policy):
 # 9.4 An "epochs" setting that nothing reads.
 
 
-def ppo_that_ignores_epochs(config, options, optimizer):
+def update_that_ignores_epochs(options):
     """The fault: the option is accepted, and one pass is made."""
-    return ppo(config, dataclasses.replace(options, epochs=1), optimizer)
+    return update_of(dataclasses.replace(options, epochs=1))
 
 
-def test_9_4_epochs_are_read(policy):
-    def after(algorithm):
-        state, taken = algorithm.rollout(algorithm.init(jax.random.key(2), {"policy": policy}), PROMPTS)
-        state, _ = jax.jit(algorithm.update)(state, taken, REWARDS)
+def test_9_4_epochs_are_read(begun):
+    def after(update):
+        state, _ = update(*begun, REWARDS)
         return state.params, int(optax.tree_utils.tree_get(state.optimizer_state, "count"))
 
     one, four = (dataclasses.replace(OPTIONS, epochs=epochs) for epochs in (1, 4))
-    faulty = [after(ppo_that_ignores_epochs(CONFIG, options, optax.adam(0.01))) for options in (one, four)]
+    faulty = [after(update_that_ignores_epochs(options)) for options in (one, four)]
     assert not differ(faulty[0][0], faulty[1][0])
-    ours = [after(ppo(CONFIG, options, optax.adam(0.01))) for options in (one, four)]
+    ours = [after(update_of(options)) for options in (one, four)]
     assert differ(ours[0][0], ours[1][0])
     assert [count for _, count in ours] == [1, 4]
 
@@ -109,10 +123,9 @@ def test_9_4_epochs_are_read(policy):
 # 9.6 EOS never in the loss; a reward model that scores the wrong token.
 
 
-def test_9_6_the_stop_token_is_in_the_loss(policy):
+def test_9_6_the_stop_token_is_in_the_loss(policy, begun):
     """Responses that are nothing but a stop token: only a loss that counts it can learn to end, or not to."""
-    options = dataclasses.replace(OPTIONS, epochs=1, whiten_advantages=False)
-    update, state, taken = start(policy, options)
+    update, (state, _) = update_of(dataclasses.replace(OPTIONS, epochs=1, whiten_advantages=False)), begun
     first = jnp.arange(6)[None] == 0
     taken = Rollout(
         prompts=PROMPTS,
@@ -122,12 +135,12 @@ def test_9_6_the_stop_token_is_in_the_loss(policy):
         sampling_logprob=jnp.zeros((8, 6)),
         finished=jnp.ones(8, bool),
     )
-    logits = response_logits(CONFIG, policy, taken)
+    logits = logits_of(CONFIG, policy, taken)
     logprob = jnp.where(taken.mask, token_logprob(logits, taken.tokens), 0.0)
     taken = taken.replace(logprob=logprob)
 
     def chance_to_end(state):
-        return jax.nn.softmax(response_logits(CONFIG, state.params["policy"], taken)[:, 0])[:, EOS].mean()
+        return jax.nn.softmax(logits_of(CONFIG, state.params["policy"], taken)[:, 0])[:, EOS].mean()
 
     rewarded, metrics = update(state, taken, jnp.ones(8))
     assert float(chance_to_end(rewarded)) > float(chance_to_end(state)) + 0.01
@@ -145,15 +158,41 @@ def score_at_the_last_position(params, tokens, mask):
 
 
 @pytest.mark.parametrize("padding", [1, 5])
-def test_9_6_a_reward_is_read_at_the_last_real_token(padding):
-    params = init_reward_model(CONFIG, jax.random.key(0))
+def test_9_6_a_reward_is_read_at_the_last_real_token(reward_model, padding):
     tokens, mask = PROMPTS.tokens, PROMPTS.mask
     padded = jnp.pad(tokens, ((0, 0), (0, padding))), jnp.pad(mask, ((0, 0), (0, padding)))
-    score = reward_scorer(CONFIG)
-    expected = score(params, tokens, mask).mean
-    np.testing.assert_allclose(score(params, *padded).mean, expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(score_at_the_last_position(params, tokens, mask), expected, rtol=1e-4, atol=1e-5)
-    assert float(jnp.abs(score_at_the_last_position(params, *padded) - expected).max()) > 1e-2
+    score = jax.jit(reward_scorer(CONFIG))
+    expected = score(reward_model, tokens, mask).mean
+    np.testing.assert_allclose(score(reward_model, *padded).mean, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(score_at_the_last_position(reward_model, tokens, mask), expected, rtol=1e-4, atol=1e-5)
+    assert float(jnp.abs(score_at_the_last_position(reward_model, *padded) - expected).max()) > 1e-2
+
+
+def last_before_padding(tokens, pad_token):
+    """The fault: where a text ends is guessed from its ids; EOS stands in for a pad token that nobody has set."""
+    return (tokens != pad_token).sum(axis=1) - 1
+
+
+def test_9_6_a_stop_token_that_is_also_the_padding_is_scored(reward_model):
+    tokens = np.array([[4, 5, 6, EOS, EOS, EOS], [7, 8, 9, 10, 11, EOS]], np.int32)
+    score = jax.jit(reward_scorer(CONFIG))
+
+    def ended(last, padding):
+        """The scores of the texts up to a position; what stands behind is masked, and is another token."""
+        kept = np.arange(6) <= np.asarray(last)[:, None]
+        return np.asarray(score(reward_model, jnp.asarray(np.where(kept, tokens, padding)), jnp.asarray(kept)).mean)
+
+    found = ended([3, 5], EOS)
+    np.testing.assert_allclose(found, ended([3, 5], 0), rtol=1e-5, atol=1e-5)
+    faulty = last_before_padding(tokens, EOS)
+    assert faulty.tolist() == [2, 4]
+    assert np.abs(found - ended(faulty, EOS)).min() > 1e-2
+
+
+def test_9_6_a_reward_model_is_not_saved_without_a_pad_token(reward_model, tmp_path):
+    with pytest.raises(ValueError, match="saved with a pad token"):
+        save_reward_model(tmp_path / "model", CONFIG, reward_model)
+    assert not (tmp_path / "model").exists()
 
 
 # 9.11 Uncertainty terms computed per device instead of globally.
@@ -177,7 +216,7 @@ def test_9_11_the_adversarial_direction_is_one_for_all_devices():
     np.testing.assert_allclose(jax.block_until_ready(ours), expected, rtol=1e-5, atol=1e-6)
 
     # The fault: each device takes the mean of its own rows, and the directions are averaged.
-    @partial(jax.shard_map, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data"))
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data"))
     def on_each_device(features, reference):
         return direction(features, reference)[None]
 

@@ -82,6 +82,22 @@ def test_9_2_rows_of_one_call_do_not_share_noise(params):
     assert len({tuple(row) for row in np.asarray(rollout.tokens).tolist()}) == 4
 
 
+def keys_by_place(key, index):
+    """The fault: noise belongs to the place in the micro-batch, so that every micro-batch draws the same."""
+    return sequence_keys(key, jnp.arange(len(index)))
+
+
+@pytest.mark.parametrize(("keys_of", "shared"), [(sequence_keys, False), (keys_by_place, True)])
+def test_9_2_micro_batches_do_not_share_noise(keys_of, shared):
+    logits, index = jnp.zeros((16, 1000)), jnp.arange(16)
+    drawn = [
+        np.asarray(draw(logits[rows], keys_of(jax.random.key(0), index[rows]), jnp.int32(0), SAMPLING)[0])
+        for rows in (slice(0, 16), slice(0, 8), slice(8, 16))
+    ]
+    assert np.array_equal(drawn[1], drawn[2]) == shared
+    assert np.array_equal(drawn[0], np.concatenate(drawn[1:])) == (not shared)
+
+
 # 9.5 Old log-probs at temperature 1 while sampling at another temperature.
 
 
