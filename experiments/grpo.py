@@ -172,6 +172,7 @@ def main(config: Config) -> dict:
         began=began,
         clock=clock,
         panels=[("objective/equal_groups", "objective/trained", "completions/clipped_ratio")],
+        watched="objective/trained",
     )
 
 

@@ -102,6 +102,7 @@ def train_policy(
     began: float,
     clock: CompileClock,
     panels: Sequence[Sequence[str]] = (),
+    watched: str = "completions/mean_length",
 ) -> dict[str, Any]:
     """Trains, evaluates on held-out prompts, and exports; returns the summary.
 
@@ -118,6 +119,7 @@ def train_policy(
         began: when the work began, see `command_line.started`.
         clock: counts compilation since then.
         panels: metrics to draw beside scores and KL.
+        watched: the metric that the progress bar shows beside them.
     """
     source, held_out = task.source, task.data.held_out
     measured: dict[int, Answers] = {}
@@ -141,7 +143,7 @@ def train_policy(
         task.steps,
         evaluate,
         tokens=lambda _, metrics: metrics["completions/mean_length"] * options.rows,
-        shown=("objective/scores", "objective/kl", "completions/mean_length"),
+        shown=("objective/scores", "objective/kl", watched),
     )
     before, after = measured[0], measured[task.steps]
     both, path = {"before": before, "after": after}, folder.path / "samples.md"
