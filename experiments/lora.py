@@ -16,12 +16,12 @@ program as it is. LoRA's frozen base is its reference policy too; full tuning ke
 **Share trained**: rank R adds 8 R D numbers to a layer of 13 D^2 (feed-forward width 3 D), a share of 0.62 R / D: below
 1 % for rank 1 at width 128, and for rank 8 at width 512.
 
-About ten minutes on 2 CPU cores that were busy with other work. Accuracy of full tuning is 79.7 +/- 3.4 % (mean and
+About three minutes on 2 CPU cores. Accuracy of full tuning is 79.7 +/- 3.4 % (mean and
 s.d. over 4 seeds, whose trunks differ); LoRA of rank 1, 4, 8, 16 minus that, paired: -1.7 +/- 0.3, -1.5 +/- 1.5,
 -1.1 +/- 1.2, -1.2 +/- 0.4 points. So the check of one point fails at rank 1 (at ranks 4 and 8, four seeds do not tell),
 while ranks are alike. Bytes, LoRA over full: 0.36 for the reward model (0.41 by the memory model), 0.40 for RL (0.44).
 That RL saves less holds there and is no law: with `--remat none` it is 0.61 and 0.60, and the check fails. Three timed
-calls on busy cores are too few for the ratio of times: 1.7 [0.9, 2.5] and 1.3 [0.7, 1.7], full over LoRA.
+calls are few for the ratio of times: 1.6 [1.4, 1.8] and 1.3 [1.0, 1.6], full over LoRA.
 """
 
 import dataclasses

@@ -107,10 +107,10 @@ def as_pairs(items: Sequence[Unpaired] | Sequence[Preference]) -> list[Preferenc
 
 
 def mismatched(items: Sequence[Unpaired], longest: int) -> list[Demonstration]:
-    """The prompt of each item with the completion of the next one; the last one gets the first one's.
+    """The prompt of each item with the completion of the next one of another prompt; after the last comes the first.
 
-    A completion begins where its loss mask does. It is cut where it would go beyond `longest` tokens: it is measured
-    and not learned.
+    Where all have one prompt, it is the next one's. A completion begins where its loss mask does. It is cut where it
+    would go beyond `longest` tokens: it is measured and not learned.
 
     Example:
         >>> first, second = (
@@ -120,8 +120,13 @@ def mismatched(items: Sequence[Unpaired], longest: int) -> list[Demonstration]:
         >>> [item.tokens.tolist() for item in mismatched([first, second], longest=3)]
         [[1, 5, 6], [4, 2, 3]]
     """
-    others = [*items[1:], *items[:1]]
-    return [_joined(one.sequence, other.sequence, longest) for one, other in zip(items, others, strict=True)]
+    prompts = [item.sequence.tokens[: int(item.sequence.loss_mask.argmax())].tolist() for item in items]
+
+    def partner(place: int) -> Unpaired:
+        following = [(place + step) % len(items) for step in range(1, len(items))]
+        return items[next((other for other in following if prompts[other] != prompts[place]), (place + 1) % len(items))]
+
+    return [_joined(item.sequence, partner(place).sequence, longest) for place, item in enumerate(items)]
 
 
 def _joined(prompt: Demonstration, completion: Demonstration, longest: int) -> Demonstration:

@@ -80,6 +80,16 @@ def test_a_batch_has_each_prompt_with_the_completion_of_the_next_row():
     assert batch.mismatched.tokens.shape == (3, 10)
 
 
+def test_a_prompt_never_meets_a_completion_of_its_own_where_there_are_others():
+    """Prompts 1, 1 and 2 with the completions 5, 6 and 7: the first passes over the second."""
+    rows = [
+        Unpaired(Demonstration(np.array([prompt, completion], np.int32), np.array([False, True])), True)
+        for prompt, completion in ((1, 5), (1, 6), (2, 7))
+    ]
+    assert [one.tokens.tolist() for one in mismatched(rows, longest=2)] == [[1, 7], [1, 7], [2, 5]]
+    assert [one.tokens.tolist() for one in mismatched(rows[:2], longest=2)] == [[1, 6], [1, 5]]
+
+
 def test_mismatched_rows_keep_to_the_context():
     assert pad_unpaired(ROWS, 5, 99, longest=6).mismatched.mask.sum(axis=1).tolist() == [6, 3, 3]
     assert [len(one.tokens) for one in mismatched(ROWS, longest=6)] == [6, 3, 3]
