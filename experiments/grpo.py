@@ -20,7 +20,7 @@ from rlhf_jax.algorithms.compose import ComposedState
 from rlhf_jax.algorithms.methods import METHODS, Method, method
 from rlhf_jax.algorithms.optimizer import adam, learning_rate_schedule
 from rlhf_jax.algorithms.policy_gradient import PolicyGradientConfig, policy_gradient
-from rlhf_jax.algorithms.rewarded import function_reward, model_reward
+from rlhf_jax.algorithms.rewarded import rewarded_by
 from rlhf_jax.algorithms.trained import assemble
 from rlhf_jax.losses.policy import capped_surrogate, clipped_surrogate, reinforce_surrogate
 from rlhf_jax.sampling.filters import SamplingConfig
@@ -149,10 +149,7 @@ def main(config: Config) -> dict:
     folder = open_run(config, "grpo")
     state_key, reference_key, held_out_key = jax.random.split(jax.random.key(config.seed), 3)
     reward = make_reward(config, task, material, policy, reference_key)
-    if callable(reward):
-        rewarded = function_reward(algorithm, reward, task.completions)
-    else:
-        rewarded = model_reward(algorithm, *reward)
+    rewarded = rewarded_by(algorithm, reward, task.completions)
 
     def init(key, policy, transform):
         return ComposedState(algorithm=algorithm.init(key, {"policy": policy}), transform=transform)

@@ -24,7 +24,7 @@ import jax
 from rlhf_jax.algorithms.compose import ComposedState
 from rlhf_jax.algorithms.optimizer import adam, learning_rate_schedule
 from rlhf_jax.algorithms.ppo import PPOConfig, ppo
-from rlhf_jax.algorithms.rewarded import function_reward, model_reward
+from rlhf_jax.algorithms.rewarded import rewarded_by
 from rlhf_jax.algorithms.trained import assemble
 from rlhf_jax.models.heads import init_value_head
 from rlhf_jax.sampling.filters import SamplingConfig
@@ -99,10 +99,7 @@ def main(config: Config) -> dict:
     folder = open_run(config, "ppo")
     state_key, reference_key, held_out_key = jax.random.split(jax.random.key(config.seed), 3)
     reward = make_reward(config, task, material, policy, reference_key)
-    if callable(reward):
-        rewarded = function_reward(algorithm, reward, task.completions)
-    else:
-        rewarded = model_reward(algorithm, *reward)
+    rewarded = rewarded_by(algorithm, reward, task.completions)
 
     def init(key, policy, transform):
         trunk = {"trunk": policy["trunk"]} if config.value_net == "separate" else {}

@@ -29,11 +29,11 @@ from rlhf_jax.algorithms.rollouts import (
     predicting_states,
     repeat_prompts,
     rollout_metrics,
+    scores_by_token,
     step_metrics,
     taken_scores,
 )
 from rlhf_jax.algorithms.trained import assemble
-from rlhf_jax.losses.advantages import token_rewards
 from rlhf_jax.losses.imitation import (
     effective_samples,
     equal_weights,
@@ -247,8 +247,7 @@ def imitation(
     ) -> tuple[Imitated, Metrics]:
         """The rows that are kept, with their weights."""
         unfinished = jnp.where(taken.finished, 0.0, -options.missing_eos_penalty)
-        nothing = jnp.zeros_like(taken.logprob)
-        scores = token_rewards(rewards, nothing, taken.mask, 0.0).sum(axis=-1)
+        scores = scores_by_token(taken, rewards).sum(axis=-1)
         valued = scores + unfinished
 
         rows = top_rows(valued, options.samples, options.keep, chosen.keep_scope)

@@ -17,9 +17,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.algorithms.on_policy import OnPolicyConfig, Pieces, PolicyState, begin_with_policy, on_policy
-from rlhf_jax.algorithms.rollouts import repeat_prompts, rollout_metrics, step_metrics, taken_scores
+from rlhf_jax.algorithms.rollouts import repeat_prompts, rollout_metrics, scores_by_token, step_metrics, taken_scores
 from rlhf_jax.algorithms.trained import assemble
-from rlhf_jax.losses.advantages import token_rewards
 from rlhf_jax.losses.kl import fixed_kl
 from rlhf_jax.losses.nash import nash_md_loss
 from rlhf_jax.losses.policy import token_log_ratio
@@ -253,7 +252,7 @@ def online_preference(
         state: PolicyState, taken: Rollout, rewards: Array, reference_logprob: Float[Array, "B T"]
     ) -> tuple[PairExperience, Metrics]:
         """Who wins, and which pairs count."""
-        by_token = token_rewards(rewards, jnp.zeros_like(taken.logprob), taken.mask, 0.0)
+        by_token = scores_by_token(taken, rewards)
         scores = in_pairs(by_token.sum(axis=-1))
         margins = jnp.nan_to_num(scores[:, 0] - scores[:, 1])
         whole = in_pairs(taken.mask.any(axis=-1)).all(axis=1)

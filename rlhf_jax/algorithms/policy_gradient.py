@@ -16,7 +16,14 @@ from jaxtyping import Array, Bool, Float
 
 from rlhf_jax.algorithms.methods import METHODS, Method
 from rlhf_jax.algorithms.on_policy import OnPolicyConfig, Pieces, PolicyState, begin_with_policy, on_policy
-from rlhf_jax.algorithms.rollouts import TokenScores, repeat_prompts, rollout_metrics, step_metrics, taken_scores
+from rlhf_jax.algorithms.rollouts import (
+    TokenScores,
+    repeat_prompts,
+    rollout_metrics,
+    scores_by_token,
+    step_metrics,
+    taken_scores,
+)
 from rlhf_jax.algorithms.trained import assemble
 from rlhf_jax.losses.advantages import group_advantages, token_rewards
 from rlhf_jax.losses.credit import overlong_penalty, spread_groups
@@ -161,7 +168,7 @@ def policy_gradient(
         kl = jnp.zeros_like(taken.logprob)
         if chosen.kl_in == "reward" and reference_logprob is not None:
             kl = kl_estimate(taken.logprob, reference_logprob, chosen.kl_estimate)
-        scores = token_rewards(rewards, jnp.zeros_like(kl), taken.mask, 0.0)
+        scores = scores_by_token(taken, rewards)
         penalties = jnp.where(taken.finished, 0.0, -options.missing_eos_penalty)
         if options.overlong_buffer:
             lengths = taken.mask.sum(axis=-1).astype(jnp.float32)

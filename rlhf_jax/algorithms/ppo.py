@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, Float
 
 from rlhf_jax.algorithms.on_policy import OnPolicyConfig, Pieces, PolicyState, check_kl, in_parts, on_policy
-from rlhf_jax.algorithms.rollouts import predicting_states, rollout_metrics, step_metrics, taken_scores
+from rlhf_jax.algorithms.rollouts import predicting_states, rollout_metrics, scores_by_token, step_metrics, taken_scores
 from rlhf_jax.algorithms.trained import assemble, check_roles, reference_policy, trainable
 from rlhf_jax.losses.advantages import gae, token_rewards, whiten
 from rlhf_jax.losses.kl import KLController, kl_estimate
@@ -163,7 +163,7 @@ def ppo(
         values = in_parts(lambda taken: forward(state.params, state.reference, taken).values, taken, options)
         per_token_kl = kl_estimate(taken.logprob, reference_logprob, options.kl_estimate)
         penalty = state.kl_coefficient if options.kl_in == "reward" else 0.0
-        scores = token_rewards(rewards, jnp.zeros_like(values), taken.mask, 0.0)
+        scores = scores_by_token(taken, rewards)
         unfinished = jnp.where(taken.finished, 0.0, -options.missing_eos_penalty)
         rewards_by_token = scores + token_rewards(unfinished, per_token_kl, taken.mask, penalty)
         advantages, returns = gae(rewards_by_token, values, taken.mask, options.discount, options.gae_lambda)

@@ -115,3 +115,20 @@ def function_reward(
         return ComposedState(algorithm=state, transform=()), metrics | times
 
     return Rewarded((), step, score)
+
+
+def rewarded_by(
+    algorithm: Algorithm,
+    reward: RewardFunction | tuple,
+    completions_of: Callable[[Sequence[dict], Rollout], list],
+) -> Rewarded:
+    """An algorithm with either kind of reward.
+
+    Args:
+        algorithm: an on-policy algorithm.
+        reward: a Python function, or the other arguments of `model_reward`.
+        completions_of: see `function_reward`.
+    """
+    if callable(reward):
+        return function_reward(algorithm, reward, completions_of)
+    return model_reward(algorithm, *reward)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from rlhf_jax.losses.advantages import token_rewards
 from rlhf_jax.losses.kl import kl_estimate
 from rlhf_jax.losses.policy import ratio_metrics, token_log_ratio
 from rlhf_jax.losses.reduce import mean
@@ -48,6 +49,11 @@ def taken_scores(
     states = predicting_states(config, policy["trunk"], taken)
     logprob, entropies = token_scores(config, policy, states, taken.tokens, temperature)
     return logprob, entropies, states
+
+
+def scores_by_token(taken: Rollout, rewards: Float[Array, " B"] | Float[Array, "B T"]) -> Float[Array, "B T"]:
+    """Rewards as they were given, by token: one a response stands on its last token."""
+    return token_rewards(rewards, jnp.zeros_like(taken.logprob), taken.mask, 0.0)
 
 
 def rollout_metrics(taken: Rollout, reference_logprob: Float[Array, "B T"] | None) -> Metrics:

@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from rlhf_jax.losses.kl import LARGEST_LOG_RATIO
 from rlhf_jax.losses.preference import check_positive, log_ratio
-
-_LARGEST_LOG_RATIO = 20.0
 
 
 def chi_squared_reward(
@@ -37,7 +36,7 @@ def chi_squared_reward(
     """
     check_positive("beta", beta)
     ratio = log_ratio(logprob, reference_logprob)
-    return beta * (jnp.exp(jnp.minimum(ratio, _LARGEST_LOG_RATIO)) + ratio)
+    return beta * (jnp.exp(jnp.minimum(ratio, LARGEST_LOG_RATIO)) + ratio)
 
 
 def chi_po_loss(

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, Int
 
 from rlhf_jax.types import at_least_float32
 
-_LARGEST_LOG_RATIO = 20.0
+LARGEST_LOG_RATIO = 20.0
+"""Log-ratios are held within this of 0 before they are exponentiated, here and in the other losses."""
 
 
 def kl_estimate(
@@ -55,7 +56,7 @@ def kl_estimate(
     if kind == "k2":
         return 0.5 * jnp.square(difference)
     if kind == "k3":
-        difference = jnp.maximum(difference, -_LARGEST_LOG_RATIO)
+        difference = jnp.maximum(difference, -LARGEST_LOG_RATIO)
         return jnp.expm1(-difference) + difference
     raise ValueError(f"unknown KL estimate {kind!r}: choose one of k1, k2, k3")
 

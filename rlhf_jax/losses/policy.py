@@ -19,10 +19,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from rlhf_jax.losses.kl import LARGEST_LOG_RATIO
 from rlhf_jax.losses.reduce import mean
 from rlhf_jax.types import Metrics, at_least_float32
-
-_LARGEST_LOG_RATIO = 20.0
 
 
 def token_log_ratio(
@@ -314,4 +313,4 @@ def _on_tokens(
 
 def _held(log_ratio: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Log-ratios within 20 of 0, so that their exponentials stay finite; no gradient flows beyond."""
-    return jnp.clip(log_ratio, -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
+    return jnp.clip(log_ratio, -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
