@@ -12,12 +12,13 @@ from rlhf_jax.training.options import TrainingOptions
 
 LAUNCH = Path(__file__).resolve().parents[2] / "docs" / "launch"
 
-# Stands in for Python: writes down its options, and waits for SIGTERM where it is told to.
+# Stands in for Python: writes down its options, and waits for SIGTERM where it is told to. No $( ) in that loop: a trap
+# that runs while bash reads one is itself read as its text, and the signal is lost.
 PYTHON = """#!/bin/bash
 shift
 printf '%s\\n' "$@" > "$OUT/words"
 trap 'echo stopped; exit 0' TERM
-if [ -f "$OUT/wait" ]; then touch "$OUT/waits"; for _ in $(seq 200); do sleep 0.05; done; fi
+if [ -f "$OUT/wait" ]; then touch "$OUT/waits"; while true; do sleep 0.05; done; fi
 touch "$OUT/summary.json"
 """
 # SLURM starts the command behind its own options, gcloud the text behind --command.
