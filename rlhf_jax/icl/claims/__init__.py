@@ -1,0 +1,1 @@
+"""What theory says beside what was measured: every function returns rows of `comparison.Comparison`."""
