@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.training.json_files import write_json
+from rlhf_jax.training.json_files import plain, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ def within_errors(quantity: str, predicted: float, measured: float, standard_err
 def write_comparisons(folder: Path, comparisons: Sequence[Comparison]) -> None:
     """Writes `comparisons.json` and `comparisons.csv`, one record a row; a NaN is null, or an empty field."""
     records = [comparison.record() for comparison in comparisons]
-    write_json(folder / "comparisons.json", records)
+    write_json(folder / "comparisons.json", plain(records, "comparisons"))
     with open(folder / "comparisons.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(records[0]) if records else ["quantity"])
         writer.writeheader()

@@ -99,8 +99,8 @@ def check_covariance(matrix: Sequence[Sequence[float]] | np.ndarray, dimension: 
     if np.abs(array - array.T).max() > 1e-9 * np.abs(array).max():
         row, column = np.unravel_index(np.abs(array - array.T).argmax(), array.shape)
         raise ValueError(
-            f"the covariance is not symmetric: entry ({row}, {column}) is {array[row, column]:.6g} and ({column}, {row}) "
-            f"is {array[column, row]:.6g}; make them equal."
+            f"the covariance is not symmetric: entry ({row}, {column}) is {array[row, column]:.6g} and "
+            f"({column}, {row}) is {array[column, row]:.6g}; make them equal."
         )
     array = (array + array.T) / 2
     least = float(np.linalg.eigvalsh(array)[0])

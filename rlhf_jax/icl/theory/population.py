@@ -69,7 +69,7 @@ class Population:
         rng = np.random.default_rng([self.seed, length])
         return rng.multinomial(by_class.astype(np.int64), self.law.confusion[None]) / length
 
-    def model_logits(self, weights: np.ndarray, length: float, stratified: bool = False) -> np.ndarray:
+    def model_logits(self, weights: np.ndarray, length: int | float, stratified: bool = False) -> np.ndarray:
         """Logits z of the reduced model with the matrix W on contexts of N examples, float64 [n, c].
 
         Args:
