@@ -1,0 +1,95 @@
+"""What theory says beside what was measured, in one figure: lines and points of the same colour."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf_jax.evaluation.figures import GREY, PALETTE, panel_grid, save, style
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One panel: predicted lines and measured points, by name.
+
+    Attributes:
+        title: what it shows.
+        x_label: name and unit of the horizontal axis.
+        y_label: name and unit of the vertical axis.
+        predicted: by name, (x, y), each [points]; drawn as a line.
+        measured: by name, (x, y, half), each [points]; drawn as dots with a bar of ± half. A name that is predicted too
+            has the same colour.
+        levels: by name, a height at which a dotted line is drawn.
+        x_scale: "linear", "log" or "symlog".
+        y_scale: the same.
+        categories: names of the places 0, 1, … of the horizontal axis, where it has no numbers.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    predicted: Mapping[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
+    measured: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
+    levels: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    x_scale: str = "linear"
+    y_scale: str = "linear"
+    categories: Sequence[str] = ()
+
+
+def theory_figure(panels: Sequence[Panel], path: str | Path, columns: int = 3) -> Path:
+    """Draws the panels, `columns` a row, and writes the file.
+
+    Args:
+        panels: at least one.
+        path: file to write.
+        columns: most panels side by side.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: there are no panels, or a curve whose x and y have different lengths.
+    """
+    if not panels:
+        raise ValueError("a figure needs at least one panel")
+    for panel in panels:
+        for name, (x, *values) in [*panel.predicted.items(), *panel.measured.items()]:
+            if any(len(value) != len(x) for value in values):
+                raise ValueError(f"the curve {name!r} of panel {panel.title!r} has x and y of different lengths")
+    across = min(columns, len(panels))
+    down = -(-len(panels) // across)
+    with style():
+        figure, grid = panel_grid(down, across, width=3.9 * across, height=3.1 * down + 0.4)
+        for axes, panel in zip(grid.flat, panels, strict=False):
+            _draw(axes, panel)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+        figure.suptitle("lines: theory · points: measured", fontsize=9, color=GREY, x=0.99, ha="right")
+        return save(figure, path)
+
+
+def _draw(axes: Any, panel: Panel) -> None:
+    names = list(dict.fromkeys([*panel.predicted, *panel.measured]))
+    colours = {name: PALETTE[place % len(PALETTE)] for place, name in enumerate(names)}
+    axes.set_xscale(panel.x_scale)
+    axes.set_yscale(panel.y_scale)
+    for name, (x, y) in panel.predicted.items():
+        label = None if name in panel.measured else name
+        axes.plot(x, y, color=colours[name], linewidth=1.4, zorder=2, label=label)
+    for name, (x, y, half) in panel.measured.items():
+        look = {"fmt": "o", "markersize": 4, "elinewidth": 1.2, "capsize": 0, "markeredgecolor": "white"}
+        axes.errorbar(x, y, yerr=half, color=colours[name], label=name, zorder=3, markeredgewidth=0.5, **look)
+    for name, height in panel.levels.items():
+        axes.axhline(height, color=GREY, linestyle=":", linewidth=1.1, zorder=1)
+        axes.annotate(
+            name, (1.0, height), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color=GREY
+        )
+    if panel.categories:
+        axes.set_xticks(range(len(panel.categories)), panel.categories, rotation=30, ha="right")
+    axes.set_title(panel.title)
+    axes.set_xlabel(panel.x_label)
+    axes.set_ylabel(panel.y_label)
+    if len(names) > 1:
+        axes.legend(fontsize=8)
