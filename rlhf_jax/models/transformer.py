@@ -1,4 +1,4 @@
-"""The decoder-only transformer trunk of every family: token ids in, hidden states out.
+"""The decoder-only transformer trunk of every family: token ids (or embeddings) in, hidden states out.
 
 A token's path: embedding (scaled, plus a learned position, if the family has those), then L blocks of attention and
 feed-forward with norms where `config.norm_placement` puts them, then a last norm. What does not depend on the layer
@@ -134,7 +134,7 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        tokens: Int[Array, "B N"],
+        tokens: Int[Array, "B N"] | Float[Array, "B N D"],
         mask: Bool[Array, "B N"],
         cache: Cache | None = None,
         segments: Int[Array, "B N"] | None = None,
@@ -143,7 +143,10 @@ class Transformer(nn.Module):
         config = self.config if cache is None else dataclasses.replace(self.config, attention="reference")
         places = places_of(mask, cache, segments)
         positions = places.positions
-        x = Table(config, config.vocab_size, "vocabulary", name="embed")(tokens)
+        if tokens.ndim == 3:
+            x = tokens.astype(config.dtype)
+        else:
+            x = Table(config, config.vocab_size, "vocabulary", name="embed")(tokens)
         if config.embedding_scale is not None:
             x = x * jnp.asarray(config.embedding_scale, x.dtype)
         if config.positions == "learned":
@@ -192,7 +195,7 @@ def logical_axes(config: ModelConfig) -> Params:
 def apply_trunk(
     config: ModelConfig,
     params: Params,
-    tokens: Int[Array, "B N"],
+    tokens: Int[Array, "B N"] | Float[Array, "B N D"],
     mask: Bool[Array, "B N"],
     cache: Cache | None = None,
     segments: Int[Array, "B N"] | None = None,
@@ -206,16 +209,22 @@ def apply_trunk(
     Args:
         config: the model's shape.
         params: a tree from `init_trunk` or `huggingface.load_policy`; adapters may be attached to it.
-        tokens: token ids, int32 [B, N].
+        tokens: token ids, int32 [B, N]; or embeddings that stand in their place, [B, N, D] (vectors, not text). These
+            take the place of rows of the table `embed`: what is done to rows (`embedding_scale`, learned positions) is
+            done to them, and `params` need not have the table.
         mask: True on real tokens; padding may stand on either side and is never attended to.
         cache: keys and values of earlier tokens; it is read, not changed (`attention.write` makes the next one).
         segments: which of the sequences packed into its row a token belongs to, int32 [B, N]; equal numbers stand side
             by side. Attention stays within a segment, and positions start at 0 in each. None: a row is one sequence.
 
     Raises:
-        ValueError: when the sequence, or the cache that is to hold it, is longer than the model's context; or when
-            packed rows come with a cache.
+        ValueError: when the sequence, or the cache that is to hold it, is longer than the model's context; when packed
+            rows come with a cache; or when embeddings are not of the model's width.
     """
+    if tokens.ndim == 3 and tokens.shape[2] != config.width:
+        raise ValueError(
+            f"embeddings have {tokens.shape[2]} entries and the model's width is {config.width}: project them."
+        )
     if cache is not None and segments is not None:
         raise ValueError("packed rows (segments) cannot follow a cache; give one of the two.")
     length = tokens.shape[1] if cache is None else cache.mask.shape[1]
