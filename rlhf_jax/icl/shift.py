@@ -21,9 +21,9 @@ class Shift:
         prior_scale: of the means, in place of the mixture's. The theory promises that this one is harmless.
     """
 
-    class_probabilities: Sequence[float] | None = None
+    class_probabilities: Sequence[float | int] | None = None
     covariance: Sequence[Sequence[float]] | np.ndarray | None = None
-    norm_ratios: Sequence[float] | None = None
+    norm_ratios: Sequence[float | int] | None = None
     label_noise: float = 0.0
     prior_scale: float | None = None
 

@@ -134,6 +134,15 @@ def draw(mixture: Mixture, points: int = 2**16, seed: int = 0, shift: Shift = NO
     )
 
 
+def mirrored(population: Population) -> Population:
+    """The same tasks and queries with the noise of the context turned round: of equal law, given task and query.
+
+    In the mean of both, what is odd in the noise cancels. What remains of order 1 / N is what the theory is about, so
+    that for N >= 1000 the pair has hundreds of times less variance than two independent draws.
+    """
+    return dataclasses.replace(population, noise=-population.noise, uniform=1.0 - population.uniform)
+
+
 def _binomial(uniform: np.ndarray, trials: np.ndarray, share: float) -> np.ndarray:
     """The number of successes whose distribution function first reaches `uniform`, int [n]."""
     if np.ptp(trials) == 0:

@@ -1,0 +1,94 @@
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import softmax
+from scipy.stats import kstest
+
+from rlhf_jax.icl.claims.generality import against_monte_carlo, predictions, raw_prompts
+from rlhf_jax.icl.mixture import Mixture
+
+
+class Setting(NamedTuple):
+    mixture: Mixture
+    length: int
+    test_length: int
+
+
+def setting(seed: int) -> Setting:
+    """d up to 6, c up to 5, condition number up to 100, any eigenvectors, prior scale 0.5 to 2, N to 200, M to 500."""
+    rng = np.random.default_rng(seed)
+    d, c = int(rng.integers(1, 7)), int(rng.integers(2, 6))
+    places = np.concatenate([[0.0, 1.0], rng.uniform(size=max(d - 2, 0))])[:d]
+    values = 100.0 ** (rng.uniform() * (places - places.mean()))
+    vectors = np.linalg.qr(rng.standard_normal((d, d)))[0]
+    covariance = (vectors * values) @ vectors.T
+    mixture = Mixture(d, c, (covariance + covariance.T) / 2, float(0.5 * 4.0 ** rng.uniform()))
+    return Setting(mixture, int(5 * 40.0 ** rng.uniform()), int(5 * 100.0 ** rng.uniform()))
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=20)
+def test_raw_prompts_agree_with_theory(seed: int) -> None:
+    one = setting(seed)
+    rows = against_monte_carlo(one.mixture, one.length, one.test_length, prompts=1500, seed=seed, points=2**11)
+    assert len(rows) == 10
+    assert [row for row in rows if not row.passed] == []
+
+
+def test_a_wrong_prediction_is_seen() -> None:
+    """Prompts of one mixture beside the theory of another, of the same shapes."""
+    rows = against_monte_carlo(Mixture(3), 20, 50, prompts=4000, points=2**11)
+    other = predictions(Mixture(3, prior_scale=1.4), 20, 50, points=2**11)
+    by_name = {row.quantity.split(" (")[0]: row for row in rows}
+    for name, value in (
+        ("loss at W*", other.loss.mean),
+        ("total variation at W* and M", other.total_variation.mean),
+        ("loss of Bayes", other.bayes_loss.mean),
+        ("smoothness l", other.smoothness),
+    ):
+        row = by_name[name]
+        assert row.passed
+        assert abs(row.measured - value) > 3 * row.standard_error, name
+
+
+def test_a_row_beyond_the_errors_is_measured_again() -> None:
+    rows = against_monte_carlo(Mixture(1), 5, 5, prompts=200, points=2**6, errors=0.0)
+    assert all(row.quantity.endswith("(d=1, c=2, N=5, M=5), measured again") for row in rows)
+    once = against_monte_carlo(Mixture(1), 5, 5, prompts=200, points=2**6, errors=100.0)
+    assert [row.quantity + ", measured again" for row in once] == [row.quantity for row in rows]
+
+
+def test_predictions_hang_together() -> None:
+    mixture = Mixture(2, 3, [[1.0, 0.3], [0.3, 0.5]])
+    found = predictions(mixture, 40, 60, points=2**12)
+    assert found.bayes_loss.mean < found.loss.mean < np.log(3)
+    assert 0 < found.total_variation.mean < found.total_variation_bound.mean
+    assert 0 < found.bayes_error.mean < 2 / 3
+    eigenvalues = np.linalg.eigvalsh(found.hessian)
+    assert found.curvature.mean == pytest.approx(eigenvalues[0])
+    assert eigenvalues[-1] < found.smoothness
+    # 40 G is some way from G1 yet, and has its sign.
+    scaled = 40 * (found.weights / 3 - mixture.inverse)
+    assert 0.2 < np.trace(scaled) / np.trace(found.first_order) < 1
+    with pytest.raises(ValueError, match="the test length M is 0"):
+        predictions(mixture, 40, 0)
+
+
+def test_raw_prompts_are_those_of_the_definition() -> None:
+    mixture = Mixture(3, 3, [[1.0, 0.4, 0.1], [0.4, 0.8, -0.2], [0.1, -0.2, 0.6]], prior_scale=0.7)
+    prompts = raw_prompts(mixture, 8, 3, 4000, np.random.default_rng(0))
+    lengths = np.einsum("nkd,de,nke->nk", prompts.means, mixture.inverse, prompts.means)
+    np.testing.assert_allclose(lengths, lengths[:, :1] * np.ones(3), rtol=1e-9)
+    assert kstest(prompts.means[:, 0, 1] / 0.7, "norm").pvalue > 1e-3
+    # A coordinate of a uniform direction in three dimensions is uniform on [-1, 1].
+    whitened = prompts.means @ (mixture.inverse @ mixture.root)
+    cosine = np.sum(whitened[:, 1] * whitened[:, 2], axis=1) / lengths[:, 0]
+    assert kstest(cosine, "uniform", args=(-1, 2)).pvalue > 1e-3
+    a = np.einsum("nkd,nd->nk", prompts.means @ mixture.inverse, prompts.query)
+    right = softmax(a, axis=1)[np.arange(4000), prompts.label]
+    assert np.mean(right) == pytest.approx(np.mean(np.sum(softmax(a, axis=1) ** 2, axis=1)), abs=0.02)
+    assert prompts.sums.shape == prompts.test_sums.shape == (4000, 3, 3)
+    assert not np.allclose(prompts.sums, prompts.test_sums)
