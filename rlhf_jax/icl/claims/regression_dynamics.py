@@ -118,9 +118,7 @@ def logistic_curve(
 
     steps = int(np.ceil(2.2 * half / rate))
     parameters = Factors(jnp.float32(first.values), jnp.asarray(first.keys, jnp.float32))
-    descend = over_lanes(
-        lambda key: fit(loss, parameters, optax.sgd(rate), steps, key).losses, devices=jax.local_devices()[:seeds]
-    )
+    descend = over_lanes(lambda key: fit(loss, parameters, optax.sgd(rate), steps, key).losses)
     losses = np.asarray(jax.jit(descend)(jax.random.split(jax.random.key(0), seeds)), np.float64)
     window = max(1, steps // 40)
     smooth = np.stack([np.convolve(one, np.ones(window) / window, "valid") for one in losses])

@@ -277,7 +277,7 @@ def _train(loss: Callable, start: Callable[[Array], Params], seeds: int, steps: 
         for_start, for_steps = jax.random.split(key)
         return fit(loss, start(for_start), optimizer, steps, for_steps)
 
-    return jax.jit(over_lanes(run, devices=jax.local_devices()[:seeds]))(jax.random.split(jax.random.key(0), seeds))
+    return jax.jit(over_lanes(run))(jax.random.split(jax.random.key(0), seeds))
 
 
 def _all_matrices(
