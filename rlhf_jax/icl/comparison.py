@@ -45,15 +45,27 @@ class Comparison:
 
 
 def within(
-    quantity: str, predicted: float, measured: float, share: float, standard_error: float = math.nan
+    quantity: str,
+    predicted: float,
+    measured: float,
+    share: float,
+    standard_error: float = math.nan,
+    errors: float = 3.0,
 ) -> Comparison:
-    """A comparison whose tolerance is a share of the prediction, such as 0.02.
+    """A comparison whose tolerance is a share of the prediction, such as 0.02, and at least a few standard errors.
+
+    Where so little was sampled that its noise is above the share, the share says nothing; samples of full size keep
+    their standard error well below it.
 
     Example:
         >>> within("C_TV", 0.4883, 0.4878, share=0.01).tolerance
         0.004883
+        >>> within("C_TV", 0.4883, 0.4798, share=0.01, standard_error=0.25).tolerance
+        0.75
     """
-    return Comparison(quantity, float(predicted), float(measured), float(standard_error), share * abs(float(predicted)))
+    noise = 0.0 if math.isnan(standard_error) else errors * float(standard_error)
+    tolerance = max(share * abs(float(predicted)), noise)
+    return Comparison(quantity, float(predicted), float(measured), float(standard_error), tolerance)
 
 
 def within_errors(quantity: str, predicted: float, measured: float, standard_error: float, errors: float) -> Comparison:

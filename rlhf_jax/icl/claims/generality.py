@@ -149,6 +149,24 @@ def raw_prompts(mixture: Mixture, length: int, test_length: int, prompts: int, r
     return Prompts(means, query, label, sums, test_sums)
 
 
+def random_setting(seed: int) -> tuple[Mixture, int, int]:
+    """A mixture, N up to 200 and M up to 500.
+
+    d is at most 6, c at most 5, the condition number at most 100, the eigenvectors any, the prior scale 0.5 to 2.
+
+    Args:
+        seed: of everything.
+    """
+    rng = np.random.default_rng(seed)
+    d, c = int(rng.integers(1, 7)), int(rng.integers(2, 6))
+    places = np.concatenate([[0.0, 1.0], rng.uniform(size=max(d - 2, 0))])[:d]
+    values = 100.0 ** (rng.uniform() * (places - places.mean()))
+    vectors = np.linalg.qr(rng.standard_normal((d, d)))[0]
+    covariance = (vectors * values) @ vectors.T
+    mixture = Mixture(d, c, (covariance + covariance.T) / 2, float(0.5 * 4.0 ** rng.uniform()))
+    return mixture, int(5 * 40.0 ** rng.uniform()), int(5 * 100.0 ** rng.uniform())
+
+
 def against_monte_carlo(
     mixture: Mixture,
     length: int,

@@ -1,5 +1,3 @@
-from typing import NamedTuple
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,33 +5,14 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 from scipy.stats import kstest
 
-from rlhf_jax.icl.claims.generality import against_monte_carlo, predictions, raw_prompts
+from rlhf_jax.icl.claims.generality import against_monte_carlo, predictions, random_setting, raw_prompts
 from rlhf_jax.icl.mixture import Mixture
-
-
-class Setting(NamedTuple):
-    mixture: Mixture
-    length: int
-    test_length: int
-
-
-def setting(seed: int) -> Setting:
-    """d up to 6, c up to 5, condition number up to 100, any eigenvectors, prior scale 0.5 to 2, N to 200, M to 500."""
-    rng = np.random.default_rng(seed)
-    d, c = int(rng.integers(1, 7)), int(rng.integers(2, 6))
-    places = np.concatenate([[0.0, 1.0], rng.uniform(size=max(d - 2, 0))])[:d]
-    values = 100.0 ** (rng.uniform() * (places - places.mean()))
-    vectors = np.linalg.qr(rng.standard_normal((d, d)))[0]
-    covariance = (vectors * values) @ vectors.T
-    mixture = Mixture(d, c, (covariance + covariance.T) / 2, float(0.5 * 4.0 ** rng.uniform()))
-    return Setting(mixture, int(5 * 40.0 ** rng.uniform()), int(5 * 100.0 ** rng.uniform()))
 
 
 @given(st.integers(0, 2**32))
 @settings(max_examples=20)
 def test_raw_prompts_agree_with_theory(seed: int) -> None:
-    one = setting(seed)
-    rows = against_monte_carlo(one.mixture, one.length, one.test_length, prompts=1500, seed=seed, points=2**11)
+    rows = against_monte_carlo(*random_setting(seed), prompts=1500, seed=seed, points=2**11)
     assert len(rows) == 10
     assert [row for row in rows if not row.passed] == []
 
