@@ -15,7 +15,7 @@ import numpy as np
 from rlhf_jax.evaluation.statistics import mean_interval, row
 from rlhf_jax.evaluation.theory_figure import Panel
 from rlhf_jax.icl.claims import descent, generality, inference, minimisers, sampling, training, transformers
-from rlhf_jax.icl.mixture import Mixture
+from rlhf_jax.icl.mixture import Mixture, at_least
 from rlhf_jax.icl.theory.curvature import condition_number
 from rlhf_jax.laboratory.theory import Options, Stage, run_stages
 from rlhf_jax.parallel.lanes import use_all_cores
@@ -356,6 +356,12 @@ STAGES = {
 def main(config: Config) -> dict:
     """Runs the stages and returns the summary."""
     mixture_of(config)  # refuses what is impossible before anything is computed
+    for name, value in (("context length N", config.length), ("test length M", config.test_length)):
+        at_least(name, value, 1)
+    for name in ("seeds", "solver_seeds", "prompts"):
+        at_least(f"option {name}", getattr(config, name), 2)
+    if config.points < 2 or config.points & (config.points - 1):
+        raise ValueError(f"the number of points is {config.points}: give a power of two.")
     return run_stages("icl_classification", config, STAGES)
 
 

@@ -9,31 +9,30 @@ gradient descent (von Oswald et al. 2023), and finite pools of tasks.
 """
 
 import dataclasses
-import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
-from rlhf_jax.evaluation.figures import GREY, PALETTE, band, panel_grid, save, style
 from rlhf_jax.evaluation.statistics import row
-from rlhf_jax.icl import comparison
+from rlhf_jax.evaluation.theory_figure import Panel
 from rlhf_jax.icl.claims import regression, regression_dynamics, regression_layers
+from rlhf_jax.icl.claims.regression import RiskCurve
+from rlhf_jax.icl.claims.regression_layers import DeepLayers
 from rlhf_jax.icl.mixture import at_least
+from rlhf_jax.laboratory.theory import Options, Stage, run_stages
 from rlhf_jax.parallel.lanes import use_all_cores
-from rlhf_jax.training import run_folder
 from rlhf_jax.training.command_line import run
-from rlhf_jax.training.compilation import CompileClock
-from rlhf_jax.training.progress import ProgressReport
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Options of the run.
 
     Attributes:
         preset: a complete configuration to start from.
+        stages: parts to run: flow, logistic, lengths, shift, random_covariances, pools, layers, gd_plus_plus, step;
+            none: all of them.
         out: folder to write to; None: runs/icl_regression/<time>.
         overwrite: replace what an earlier run left in that folder.
         strict: exit with 1 when a comparison fails.
@@ -53,9 +52,6 @@ class Config:
     """
 
     preset: Literal["quick", "paper"] = "quick"
-    out: Path | None = None
-    overwrite: bool = False
-    strict: bool = False
     seeds: int = 2
     layers: tuple[int, ...] = (1, 2)
     settings: tuple[int, ...] = (5, 10)
@@ -84,137 +80,136 @@ PAPER = Config(
 )
 
 
-def claims_of(config: Config) -> dict[str, Callable[[], Any]]:
-    """The claims by name, in the order in which they are made."""
-    trained = {"seeds": config.seeds, "steps": config.steps}
-    pairs = tuple(zip(config.settings[::2], config.settings[1::2], strict=True))
-    return {
-        "flow": lambda: regression_dynamics.gradient_flow_limit(end=config.flow_time),
-        "logistic": lambda: regression_dynamics.logistic_curve(
-            step=config.flow_step, rate=config.rate, seeds=config.seeds, batch=config.batch // 2
-        ),
-        "lengths": lambda: regression.context_lengths(prompts=config.prompts),
-        "shift": lambda: regression.covariate_shift(prompts=config.prompts),
-        "random covariances": lambda: regression.random_covariances(prompts=config.many_prompts // 4),
-        "pools": lambda: regression.pool_minimisers(config.pools, prompts=config.many_prompts),
-        "layers": lambda: regression_layers.sparse_layers(config.layers, batch=config.batch, **trained),
-        "GD++": lambda: regression_layers.gd_plus_plus(
-            seeds=config.seeds, steps=config.gd_steps, batch=min(config.batch, 1000)
-        ),
-        "step": lambda: regression_layers.constructed_step(pairs, batch=config.batch // 2, **trained),
-    }
+def flow(config: Config) -> Stage:
+    """Where gradient flow ends, and what it conserves."""
+    return Stage(regression_dynamics.gradient_flow_limit(end=config.flow_time))
 
 
-def rows_of(found: Mapping[str, Any]) -> list[dict]:
-    """Losses of what was trained, over seeds."""
-    layers, turning = found["layers"], found["GD++"]
-    rows = [
-        row(f"loss of linear layers, k = {k}, trained", "squared error", losses)
-        for k, losses in zip(layers.layers, layers.trained, strict=True)
+def logistic(config: Config) -> Stage:
+    """The training curve that drops at once: a logistic function of time."""
+    found = regression_dynamics.logistic_curve(
+        step=config.flow_step, rate=config.rate, seeds=config.seeds, batch=config.batch // 2
+    )
+    few = slice(None, None, max(1, len(found.times) // 40))
+    some = slice(None, None, max(1, len(found.trained_times) // 40))
+    losses = np.asarray(found.losses)[:, some]
+    spread = losses.std(axis=0, ddof=min(1, len(losses) - 1))
+    time = "time (learning rate x steps)"
+    panels = [
+        Panel(
+            title="gradient flow is a logistic function",
+            x_label=time,
+            y_label="a, of A = a I",
+            predicted={"matrices integrated": (found.times, found.predicted)},
+            measured={"matrices integrated": (found.times[few], found.integrated[few], 0 * found.times[few])},
+        ),
+        Panel(
+            title="its loss, on fresh prompts",
+            x_label=time,
+            y_label="loss",
+            predicted={"descent": (found.trained_times, found.predicted_losses)},
+            measured={"descent": (found.trained_times[some], losses.mean(axis=0), spread)},
+        ),
     ]
-    return [*rows, row(f"loss of GD++, k = {turning.layers[0]}, trained", "squared error", turning.trained[0])]
+    return Stage(found.comparisons, panels)
 
 
-def draw_curves(found: Mapping[str, Any], folder: Path) -> None:
-    """The logistic training curve, risk against M, and risk under a shift of the inputs' variance."""
-    curve = found["logistic"]
-    with style():
-        figure, grid = panel_grid(1, 2, width=8.0, height=3.2)
-        left, right = grid.flat
-        left.plot(curve.times, curve.integrated, color=PALETTE[1], linewidth=4, alpha=0.35, label="integrated matrices")
-        left.plot(curve.times, curve.predicted, color="black", linewidth=1.0, label="logistic function")
-        left.set_ylabel("a, of A = a I")
-        for number, losses in enumerate(curve.losses):
-            label = "descent on prompts, by seed" if number == 0 else None
-            right.plot(curve.trained_times, losses, color=PALETTE[0], linewidth=0.8, alpha=0.6, label=label)
-        right.plot(curve.trained_times, curve.predicted_losses, color="black", linewidth=1.0, label="theory")
-        right.set_ylabel("loss")
-        for panel in grid.flat:
-            panel.set_xlabel("time (learning rate × steps)")
-            panel.legend()
-        save(figure, folder / "logistic.png")
-
-    for name, label in (("lengths", "examples in the context of the test, M"), ("shift", "factor of the variance")):
-        risks = found[name]
-        with style():
-            figure, grid = panel_grid(1, 1, width=4.6, height=3.2)
-            panel = grid[0, 0]
-            panel.plot(risks.axis, risks.predicted, color="black", linewidth=1.0, label="theory")
-            dots = {"color": PALETTE[0], "marker": "o", "markersize": 4.5, "linestyle": "", "label": "drawn prompts"}
-            panel.errorbar(risks.axis, risks.measured, 2 * risks.errors, **dots)
-            panel.set_xscale("log")
-            panel.set_yscale("log")
-            panel.set_xticks(risks.axis, [f"{value:g}" for value in risks.axis])
-            if name == "lengths":
-                panel.set_yticks((0.3, 0.5, 1.0, 2.0, 4.0), ("0.3", "0.5", "1", "2", "4"))
-            panel.minorticks_off()
-            panel.set_xlabel(label)
-            panel.set_ylabel("squared error" if name == "lengths" else "squared error / E (w′x)²")
-            panel.legend()
-            save(figure, folder / f"{name}.png")
+def risk_panel(found: RiskCurve, title: str, x_label: str, y_label: str) -> Panel:
+    """Risk along an axis, with bars of two standard errors."""
+    measured = {"drawn prompts": (found.axis, found.measured, 2 * np.asarray(found.errors))}
+    predicted = {"drawn prompts": (found.axis, found.predicted)}
+    return Panel(title, x_label, y_label, predicted, measured, x_scale="log", y_scale="log")
 
 
-def draw_layers(found: Mapping[str, Any], folder: Path) -> None:
-    """Losses by number of layers, with their training curves."""
-    layers, turning = found["layers"], found["GD++"]
-    with style():
-        figure, grid = panel_grid(1, 2, width=8.0, height=3.2)
-        left, right = grid.flat
-        left.plot(layers.layers, layers.shared, color=GREY, marker="s", markersize=4, label="one step for all layers")
-        left.plot(layers.layers, layers.predicted, color="black", linewidth=1.0, label="best steps, theory")
-        dots = {"marker": "o", "markersize": 4.5, "linestyle": "", "zorder": 4}
-        left.plot(layers.layers, layers.trained, color=PALETTE[0], **dots)
-        left.plot([], [], color=PALETTE[0], label="trained, by seed", **dots)
-        left.plot(
-            np.tile(turning.layers, turning.trained.size), turning.trained[0], color=PALETTE[2], label="GD++", **dots
-        )
-        left.set_xticks(layers.layers)
-        left.set_xlabel("layers k")
-        left.set_ylabel("E (error)²")
-        window = max(1, layers.curves.shape[2] // 50)
-        kinds = [
-            (f"{k} layers" if k > 1 else "1 layer", c, p)
-            for k, c, p in zip(layers.layers, layers.curves, layers.predicted, strict=True)
-        ]
-        kinds.append((f"{turning.layers[0]} layers of GD++", turning.curves[0], turning.predicted[0]))
-        for (name, curves, predicted), colour in zip(kinds, PALETTE, strict=False):
-            count = curves.shape[1] // window
-            smooth = curves[:, : count * window].reshape(len(curves), count, window).mean(axis=2)
-            error = smooth.std(axis=0) / np.sqrt(len(smooth))
-            band(right, window * (np.arange(count) + 0.5), smooth.mean(axis=0), error, colour, label=name)
-            right.axhline(predicted, color=colour, linestyle=":", linewidth=1.2)
-        right.set_xlabel("update")
-        right.set_ylabel("training loss (dotted: least)")
-        for panel in grid.flat:
-            panel.set_yscale("log")
-            panel.legend()
-        save(figure, folder / "layers.png")
+def lengths(config: Config) -> Stage:
+    """Risk on contexts of M examples, after training on N."""
+    found = regression.context_lengths(prompts=config.prompts)
+    return Stage(found.comparisons, [risk_panel(found, "longer contexts at the test", "test context M", "risk")])
 
 
-def draw_pools(averaged_pools: int, path: Path) -> None:
-    """Risks by the size of the pool of tasks: theory, averaged over pools."""
-    sizes = np.array((1, 2, 4, 8, 16, 32, 64, 256))
-    risks = regression.pool_sizes(tuple(sizes.tolist()), pools=averaged_pools)
-    with style():
-        figure, grid = panel_grid(1, 1, width=4.6, height=3.2)
-        panel = grid[0, 0]
-        band(panel, sizes, risks.fresh, risks.fresh_error, PALETTE[0], marker="o", markersize=4, label="new tasks")
-        band(
-            panel, sizes, risks.pool, risks.pool_error, PALETTE[1], marker="o", markersize=4, label="tasks of the pool"
-        )
-        panel.axvline(8, color=GREY, linestyle=":", linewidth=1.2)
-        panel.text(8.4, float(risks.fresh[0]), "M = d", color=GREY, va="top")
-        panel.set_xscale("log", base=2)
-        panel.set_xticks(sizes, [str(size) for size in sizes])
-        panel.set_xlabel("tasks in the pool, M")
-        panel.set_ylabel("squared error / d, theory")
-        panel.legend()
-        save(figure, path)
+def shift(config: Config) -> Stage:
+    """Risk where the variance of the inputs has changed."""
+    found = regression.covariate_shift(prompts=config.prompts)
+    panel = risk_panel(found, "covariate shift", "factor of the variance", "risk / E (w'x)^2")
+    return Stage(found.comparisons, [panel])
+
+
+def random_covariances(config: Config) -> Stage:
+    """A covariance of its own in every prompt: the risk never goes to 0."""
+    return Stage(regression.random_covariances(prompts=config.many_prompts // 4))
+
+
+def pools(config: Config) -> Stage:
+    """Finite pools of tasks: the minimiser, and risks by the size of the pool."""
+    sizes = (1, 2, 4, 8, 16, 32, 64, 256)
+    risks = regression.pool_sizes(sizes, pools=config.averaged_pools)
+    curves = {"new tasks": risks.fresh, "tasks of the pool": risks.pool}
+    panel = Panel(
+        title="theory, averaged over pools (d = 8)",
+        x_label="tasks in the pool, M",
+        y_label="squared error / d",
+        predicted={name: (np.array(sizes), one) for name, one in curves.items()},
+        x_scale="log",
+    )
+    return Stage(regression.pool_minimisers(config.pools, prompts=config.many_prompts), [panel])
+
+
+def layers(config: Config) -> Stage:
+    """k layers of linear attention: losses and steps, beside the best ones and the best shared one."""
+    found = regression_layers.sparse_layers(config.layers, batch=config.batch, seeds=config.seeds, steps=config.steps)
+    panels = layer_panels(found, "layers")
+    panels[0].predicted["one step for all layers"] = (np.array(found.layers), found.shared)
+    return Stage(found.comparisons, panels, loss_rows(found, "linear layers"))
+
+
+def gd_plus_plus(config: Config) -> Stage:
+    """Two layers of GD++: which of its minima training ends in."""
+    found = regression_layers.gd_plus_plus(seeds=config.seeds, steps=config.gd_steps, batch=min(config.batch, 1000))
+    return Stage(found.comparisons, layer_panels(found, "GD++")[1:], loss_rows(found, "GD++"))
+
+
+def loss_rows(found: DeepLayers, name: str) -> list[dict]:
+    """Losses of what was trained, over seeds."""
+    return [
+        row(f"loss of {name}, k = {k}, trained", "squared error", losses)
+        for k, losses in zip(found.layers, found.trained, strict=True)
+    ]
+
+
+def layer_panels(found: DeepLayers, name: str) -> list[Panel]:
+    """Losses by number of layers, and training curves with the loss that they tend to."""
+    k, trained = np.array(found.layers), np.asarray(found.trained)
+    least = {"trained": (k, found.predicted)}
+    spread = trained.std(axis=1, ddof=min(1, trained.shape[1] - 1))
+    scales = {"y_scale": "log"}
+    by_number = Panel(name, "layers k", "E (error)^2", least, {"trained": (k, trained.mean(axis=1), spread)}, **scales)
+    window = max(1, found.curves.shape[2] // 50)
+    predicted, measured = {}, {}
+    for number, curves, end in zip(k, found.curves, found.predicted, strict=True):
+        count = curves.shape[1] // window
+        smooth = curves[:, : count * window].reshape(len(curves), count, window).mean(axis=2)
+        places = window * (np.arange(count) + 0.5)
+        measured[f"k = {number}"] = (places, smooth.mean(axis=0), smooth.std(axis=0))
+        predicted[f"k = {number}"] = (places, np.full(count, end))
+    return [by_number, Panel(f"{name}: training", "update", "loss", predicted, measured, **scales)]
+
+
+def step(config: Config) -> Stage:
+    """One layer with all matrices free learns one step of gradient descent, at the best rate."""
+    pairs = tuple(zip(config.settings[::2], config.settings[1::2], strict=True))
+    return Stage(
+        regression_layers.constructed_step(pairs, batch=config.batch // 2, seeds=config.seeds, steps=config.steps)
+    )
+
+
+STAGES: dict[str, Callable[[Config], Stage]] = {
+    stage.__name__: stage
+    for stage in (flow, logistic, lengths, shift, random_covariances, pools, layers, gd_plus_plus, step)
+}
 
 
 def main(config: Config) -> dict:
-    """Makes every claim, draws the figures, and returns the summary."""
-    began, clock = time.monotonic(), CompileClock()
+    """Runs the stages and returns the summary."""
     for name in ("seeds", "steps", "gd_steps", "prompts", "many_prompts"):
         at_least(f"option {name}", getattr(config, name), 1)
     for name in ("batch", "averaged_pools"):
@@ -223,25 +218,7 @@ def main(config: Config) -> dict:
         raise ValueError(f"the settings {config.settings} must be pairs: give d1 N1 d2 N2 ...")
     if not config.layers or not config.pools:
         raise ValueError("there are no layers or no pools: give at least one number of each.")
-    folder = run_folder.create(config.out, "icl_regression", config, config.overwrite)
-    found, comparisons = {}, []
-    claims = claims_of(config)
-    with ProgressReport("claims", total=len(claims)) as progress:
-        for name, claim in claims.items():
-            found[name] = claim()
-            made = found[name] if isinstance(found[name], list) else found[name].comparisons
-            comparisons += made
-            progress.advance({"passed": sum(one.passed for one in comparisons), "of": len(comparisons)})
-    comparison.print_comparisons(comparisons, "in-context regression: theory beside experiment")
-    comparison.write_comparisons(folder.path, comparisons)
-    draw_curves(found, folder.path / "figures")
-    draw_layers(found, folder.path / "figures")
-    draw_pools(config.averaged_pools, folder.path / "figures" / "pools.png")
-    checks, total = comparison.checks(comparisons), time.monotonic() - began
-    result = run_folder.summary(folder, rows_of(found), checks, total, clock.seconds)
-    run_folder.write_summary(folder, result)
-    run_folder.print_summary(result | {"checks": []})
-    return result
+    return run_stages("icl_regression", config, STAGES)
 
 
 if __name__ == "__main__":

@@ -26,33 +26,33 @@ closer to each other (0.010 at M = 256) than it comes to either: at this size it
 """
 
 import dataclasses
-import time
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
-from rlhf_jax.evaluation.figures import GREY, PALETTE, panel_grid, save, style
 from rlhf_jax.evaluation.statistics import mean_interval, row
-from rlhf_jax.icl.claims.diversity import LinearPools, TransformerPools, linear_layer_on_pools, transformer_on_pools
-from rlhf_jax.icl.claims.estimators import PoolErrors, exact_properties, noise_levels, pool_errors, prefix_errors
-from rlhf_jax.icl.comparison import checks, print_comparisons, write_comparisons
+from rlhf_jax.evaluation.theory_figure import Panel
+from rlhf_jax.icl.claims.diversity import linear_layer_on_pools, transformer_on_pools
+from rlhf_jax.icl.claims.estimators import exact_properties, noise_levels, pool_errors, prefix_errors
 from rlhf_jax.icl.mixture import at_least
 from rlhf_jax.icl.models.transformer import VectorModel
-from rlhf_jax.icl.theory.pool import AverageRisks, average_risks
+from rlhf_jax.icl.theory.pool import average_risks
+from rlhf_jax.laboratory.theory import Options, Stage, run_stages
 from rlhf_jax.parallel.lanes import use_all_cores
-from rlhf_jax.training import run_folder
 from rlhf_jax.training.command_line import run
-from rlhf_jax.training.compilation import CompileClock
-from rlhf_jax.training.progress import ProgressReport
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Options of the run.
 
     Attributes:
         preset: a complete configuration to start from: `quick`, or `paper` with all tests at full size.
+        stages: parts to run: prefixes, noise, pools, linear_layer, transformer; none: all of them.
+        out: folder to write to; None: runs/icl_task_diversity/<time>.
+        overwrite: replace what an earlier run left in that folder.
+        strict: exit with 1 when a comparison fails.
         seeds: pools a size, each with its own training.
         prompts: prompts that averaging, ridge and noise levels are measured on.
         decompositions: prompts that least squares is measured on.
@@ -68,9 +68,6 @@ class Config:
         layers: of the transformer.
         width: of the transformer, for two heads.
         steps: updates of the transformer.
-        out: folder to write to; None: runs/icl_task_diversity/<time>.
-        overwrite: replace what an earlier run left in that folder.
-        strict: exit with 1 when a check fails.
     """
 
     preset: Literal["quick", "paper"] = "quick"
@@ -89,9 +86,6 @@ class Config:
     layers: int = 2
     width: int = 32
     steps: int = 600
-    out: Path | None = None
-    overwrite: bool = False
-    strict: bool = False
 
 
 PRESETS = {
@@ -112,135 +106,95 @@ PRESETS = {
 NOISE_VARIANCE, LINEAR_LENGTH = 0.25, 16
 
 
-def rows_of(bayes: PoolErrors, linear: LinearPools, transformer: TransformerPools) -> list[dict]:
+def prefixes(config: Config) -> Stage:
+    """Least squares, averaging and ridge after k examples."""
+    rows = prefix_errors(prompts=config.prompts, decompositions=config.decompositions, share=config.share)
+    return Stage([*rows, *exact_properties(pool=max(config.pool_sizes))])
+
+
+def noise(config: Config) -> Stage:
+    """Bayes over several noise levels, beside one ridge that knows and one that does not."""
+    return Stage(noise_levels(prompts=config.prompts // 2).comparisons)
+
+
+def pools(config: Config) -> Stage:
+    """Bayes over a pool of M tasks, and ridge, on the pool's tasks and on new ones."""
+    found = pool_errors(config.pool_sizes, pools=config.pools, share=config.share)
+    fields = ("ridge_pool", "bayes_pool", "ridge_fresh", "bayes_fresh", "distance_fresh")
+    names = {
+        "bayes_fresh": "Bayes over the pool, new tasks",
+        "bayes_pool": "Bayes over the pool, its tasks",
+        "ridge_fresh": "ridge, new tasks",
+    }
+    panel = by_size("the two Bayes predictors (d = 8, K = 16)", found, names)
+    return Stage(found.comparisons, [panel], rows_of("estimators", found, fields))
+
+
+def linear_layer(config: Config) -> Stage:
+    """One layer of linear attention trained on pools of M tasks, where theory is exact."""
+    sizes, d = config.linear_sizes, config.linear_dimension
+    found = linear_layer_on_pools(sizes, d, LINEAR_LENGTH, NOISE_VARIANCE, config.seeds, config.linear_steps)
+    theory = average_risks(sizes, d, LINEAR_LENGTH, NOISE_VARIANCE)
+    predicted = {"fresh": theory.fresh / d, "pool": theory.pool / d}
+    names = {"fresh": "new tasks", "pool": "tasks of the pool"}
+    panel = by_size(f"one linear layer: a matter of rank, M = d = {d}", found, names, predicted)
+    return Stage(found.comparisons, [panel], rows_of("linear layer", found, ("pool", "fresh")))
+
+
+def transformer(config: Config) -> Stage:
+    """A small transformer trained on pools of M tasks: between Bayes over the pool and ridge."""
+    shape = (config.sizes, config.dimension, config.length)
+    found = transformer_on_pools(*shape, NOISE_VARIANCE, config.seeds, model_of(config), config.steps)
+    distances = {
+        "fresh_to_bayes": "transformer to Bayes over the pool",
+        "fresh_to_ridge": "transformer to ridge",
+        "bayes_to_ridge": "Bayes over the pool to ridge",
+    }
+    errors = {
+        "fresh_error": "transformer, new tasks",
+        "pool_error": "transformer, tasks of the pool",
+        "ridge_error": "ridge, new tasks",
+    }
+    panels = [by_size("distances on new tasks", found, distances, log=True), by_size("errors", found, errors)]
+    return Stage(found.comparisons, panels, rows_of("transformer", found, found._fields[2:]))
+
+
+def model_of(config: Config) -> VectorModel:
+    """The transformer, which reads x and y of K examples one after the other."""
+    return VectorModel(config.dimension, 1, 2 * config.length - 1, layers=config.layers, width=config.width)
+
+
+def by_size(title: str, found, names: dict[str, str], predicted: dict | None = None, log: bool = False) -> Panel:
+    """Fields of what was found by pool size, with 95 % intervals over pools; lines where something is predicted."""
+    sizes, measured = np.array(found.sizes), {}
+    for field, name in names.items():
+        estimates = [mean_interval(one) for one in getattr(found, field)]
+        means = np.array([one.mean for one in estimates])
+        measured[name] = (sizes, means, np.array([one.high for one in estimates]) - means)
+    lines = {names[field]: (sizes, values) for field, values in (predicted or {}).items()}
+    scale = "log" if log else "linear"
+    return Panel(title, "M, tasks in the pool", "squared error / d", lines, measured, x_scale="log", y_scale=scale)
+
+
+def rows_of(name: str, found, fields: tuple[str, ...]) -> list[dict]:
     """What the summary reports: means over pools, each with its interval."""
-    tables = (
-        ("estimators", bayes, ("ridge_pool", "bayes_pool", "ridge_fresh", "bayes_fresh", "distance_fresh")),
-        ("linear layer", linear, ("pool", "fresh")),
-        ("transformer", transformer, transformer._fields[2:]),
-    )
     return [
         row(f"{name}, M={size}: {field.replace('_', ' ')}", "squared error / d", getattr(found, field)[place])
-        for name, found, fields in tables
         for place, size in enumerate(found.sizes)
         for field in fields
     ]
 
 
-def trace(panel: Any, sizes: np.ndarray, values: np.ndarray, colour: str, label: str, **line: Any) -> None:
-    """Means over pools with their 95 % intervals, by pool size."""
-    estimates = [mean_interval(one) for one in values]
-    means = [one.mean for one in estimates]
-    panel.fill_between(
-        sizes, [one.low for one in estimates], [one.high for one in estimates], color=colour, alpha=0.18, linewidth=0
-    )
-    panel.plot(sizes, means, color=colour, label=label, **({"marker": "o", "markersize": 4} | line))
-
-
-def by_size(panel: Any, sizes: np.ndarray, title: str) -> None:
-    """What all panels share: pool sizes below, squared error per dimension on the left."""
-    panel.set_xscale("log", base=2)
-    panel.set_xticks(sizes, [f"{size:,}" for size in sizes])
-    panel.set_xlabel("M, tasks in the pool")
-    panel.set_ylabel("squared error / d")
-    panel.set_title(title)
-
-
-def draw_estimators(bayes: PoolErrors, path: Path) -> None:
-    """Bayes over the pool and ridge, on the pool's tasks and on new ones."""
-    with style():
-        figure, ((panel,),) = panel_grid(1, 1, width=5.6, height=3.5)
-        trace(panel, bayes.sizes, bayes.bayes_fresh, PALETTE[0], "Bayes over the pool, new tasks")
-        trace(panel, bayes.sizes, bayes.bayes_pool, PALETTE[1], "Bayes over the pool, its tasks")
-        trace(panel, bayes.sizes, bayes.ridge_fresh, GREY, "ridge, new tasks", linestyle="--")
-        by_size(panel, bayes.sizes, "the two Bayes predictors (d = 8, K = 16)")
-        panel.legend()
-        save(figure, path)
-
-
-def draw_linear(linear: LinearPools, theory: AverageRisks, dimension: int, path: Path) -> None:
-    """The linear layer: trained pools as dots, the mean of theory over many pools as lines."""
-    with style():
-        figure, ((panel,),) = panel_grid(1, 1, width=5.6, height=3.5)
-        for colour, name, known, found in (
-            (PALETTE[0], "new tasks", theory.fresh, linear.fresh),
-            (PALETTE[1], "tasks of the pool", theory.pool, linear.pool),
-        ):
-            panel.plot(linear.sizes, known / dimension, color=colour, label=f"{name}: theory, 200 pools")
-            sizes = np.repeat(linear.sizes, found.shape[1])
-            panel.scatter(sizes, found.ravel(), color=colour, s=16, alpha=0.6, linewidths=0, label=f"{name}: trained")
-        panel.axvline(dimension, color=GREY, linestyle=":", linewidth=1.2)
-        panel.text(dimension, panel.get_ylim()[0], " M = d", color=GREY, va="bottom")
-        by_size(panel, linear.sizes, "one layer of linear attention: a matter of rank")
-        panel.legend()
-        save(figure, path)
-
-
-def draw_transformer(found: TransformerPools, path: Path) -> None:
-    """The transformer: its distance to the two Bayes predictors on new tasks, and its errors."""
-    with style():
-        figure, grid = panel_grid(1, 2, width=9.6, height=3.6)
-        left, right = grid.flat
-        trace(left, found.sizes, found.fresh_to_bayes, PALETTE[1], "transformer to Bayes over the pool")
-        trace(left, found.sizes, found.fresh_to_ridge, PALETTE[0], "transformer to ridge")
-        trace(left, found.sizes, found.bayes_to_ridge, GREY, "Bayes over the pool to ridge", linestyle="--", marker="")
-        by_size(left, found.sizes, "distances on new tasks")
-        left.set_ylabel("squared difference / d")
-        left.set_yscale("log")
-        trace(right, found.sizes, found.fresh_error, PALETTE[0], "transformer, new tasks")
-        trace(right, found.sizes, found.pool_error, PALETTE[1], "transformer, tasks of the pool")
-        trace(right, found.sizes, found.ridge_error, GREY, "ridge, new tasks", linestyle="--", marker="")
-        by_size(right, found.sizes, "errors")
-        left.legend()
-        right.legend()
-        save(figure, path)
+STAGES: dict[str, Callable[[Config], Stage]] = {
+    stage.__name__: stage for stage in (prefixes, noise, pools, linear_layer, transformer)
+}
 
 
 def main(config: Config) -> dict:
-    """Measures the estimators, trains both models on all pools, and returns the summary."""
-    began, clock = time.monotonic(), CompileClock()
+    """Runs the stages and returns the summary."""
     at_least("number of seeds", config.seeds, 2)
-    model = VectorModel(config.dimension, 1, 2 * config.length - 1, layers=config.layers, width=config.width)
-    folder = run_folder.create(config.out, "icl_task_diversity", config, config.overwrite)
-    with ProgressReport("task diversity", total=4 + len(config.sizes)) as progress:
-        comparisons = prefix_errors(prompts=config.prompts, decompositions=config.decompositions, share=config.share)
-        comparisons += exact_properties(pool=max(config.pool_sizes))
-        progress.advance()
-        noise = noise_levels(prompts=config.prompts // 2)
-        progress.advance()
-        bayes = pool_errors(config.pool_sizes, pools=config.pools, share=config.share)
-        progress.advance()
-        linear = linear_layer_on_pools(
-            config.linear_sizes,
-            config.linear_dimension,
-            LINEAR_LENGTH,
-            NOISE_VARIANCE,
-            config.seeds,
-            config.linear_steps,
-        )
-        theory = average_risks(config.linear_sizes, config.linear_dimension, LINEAR_LENGTH, NOISE_VARIANCE)
-        progress.advance()
-        transformer = transformer_on_pools(
-            config.sizes,
-            config.dimension,
-            config.length,
-            NOISE_VARIANCE,
-            config.seeds,
-            model,
-            config.steps,
-            report=lambda name: progress.advance(),
-        )
-    comparisons += noise.comparisons + bayes.comparisons + linear.comparisons + transformer.comparisons
-    write_comparisons(folder.path, comparisons)
-    draw_estimators(bayes, folder.path / "figures" / "estimators.png")
-    draw_linear(linear, theory, config.linear_dimension, folder.path / "figures" / "linear_layer.png")
-    draw_transformer(transformer, folder.path / "figures" / "transformer.png")
-    rows = rows_of(bayes, linear, transformer)
-    result = run_folder.summary(folder, rows, checks(comparisons), time.monotonic() - began, clock.seconds)
-    run_folder.write_summary(folder, result)
-    print_comparisons(comparisons, "predicted and measured")
-    run_folder.print_summary(result | {"checks": []})
-    return result
+    model_of(config)  # refuses what is impossible before anything is computed
+    return run_stages("icl_task_diversity", config, STAGES)
 
 
 if __name__ == "__main__":
