@@ -248,7 +248,7 @@ def decay(config: Config) -> Stage:
             x_scale="log",
         ),
         Panel(
-            title="W* of N: down to a floor (folded normals)",
+            title="W* of N: floors (folded normals)",
             x_label="test context M",
             y_label="total variation from Bayes",
             predicted={

@@ -18,7 +18,7 @@ class Panel:
         title: what it shows.
         x_label: name and unit of the horizontal axis.
         y_label: name and unit of the vertical axis.
-        predicted: by name, (x, y), each [points]; drawn as a line.
+        predicted: by name, (x, y), each [points]; drawn as a line, or as dashes over categories.
         measured: by name, (x, y, half), each [points]; drawn as dots with a bar of ± half. A name that is predicted too
             has the same colour.
         levels: by name, a height at which a dotted line is drawn.
@@ -77,8 +77,11 @@ def _draw(axes: Any, panel: Panel) -> None:
     axes.set_yscale(panel.y_scale)
     for name, (x, y) in panel.predicted.items():
         label = None if name in panel.measured else name
-        axes.plot(x, y, color=colours[name], linewidth=1.4, zorder=2, label=label)
-    for name, (x, y, half) in panel.measured.items():
+        shape = {"linestyle": "", "marker": "_", "markersize": 40} if panel.categories else {"linewidth": 1.4}
+        axes.plot(x, y, color=colours[name], zorder=2, label=label, **shape)
+    for place, (name, (x, y, half)) in enumerate(panel.measured.items()):
+        if panel.categories:  # side by side, so that bars do not hide one another
+            x = x + 0.12 * (place - (len(panel.measured) - 1) / 2)
         look = {"fmt": "o", "markersize": 4, "elinewidth": 1.2, "capsize": 0, "markeredgecolor": "white"}
         axes.errorbar(x, y, yerr=half, color=colours[name], label=name, zorder=3, markeredgewidth=0.5, **look)
     for name, height in panel.levels.items():
@@ -86,10 +89,23 @@ def _draw(axes: Any, panel: Panel) -> None:
         axes.annotate(
             name, (1.0, height), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color=GREY
         )
+    ticks = np.unique(np.concatenate([x for x, *_ in panel.measured.values()])) if panel.measured else np.zeros(0)
+    if panel.x_scale == "log" and 0 < len(ticks) <= 8:
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xticks([], minor=True)
     if panel.categories:
         axes.set_xticks(range(len(panel.categories)), panel.categories, rotation=30, ha="right")
     axes.set_title(panel.title)
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
+    if panel.y_scale == "log":
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(_few_minor_labels)
     if len(names) > 1:
         axes.legend(fontsize=8)
+
+
+def _few_minor_labels(value: float, _: int) -> str:
+    """Labels at 2 and 5 times a power of ten alone, as plain numbers."""
+    digit = round(value / 10 ** np.floor(np.log10(value)))
+    return f"{value:g}" if digit in (2, 5) else ""
