@@ -14,8 +14,9 @@ import numpy as np
 
 from rlhf_jax.evaluation.statistics import mean_interval, row
 from rlhf_jax.evaluation.theory_figure import Panel
+from rlhf_jax.icl.checks import at_least
 from rlhf_jax.icl.claims import descent, generality, inference, minimisers, sampling, training, transformers
-from rlhf_jax.icl.mixture import Mixture, at_least
+from rlhf_jax.icl.mixture import Mixture
 from rlhf_jax.icl.theory.curvature import condition_number
 from rlhf_jax.laboratory.theory import Options, Stage, run_stages
 from rlhf_jax.parallel.lanes import use_all_cores

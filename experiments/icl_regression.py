@@ -16,10 +16,10 @@ import numpy as np
 
 from rlhf_jax.evaluation.statistics import row
 from rlhf_jax.evaluation.theory_figure import Panel
+from rlhf_jax.icl.checks import at_least
 from rlhf_jax.icl.claims import regression, regression_dynamics, regression_layers
 from rlhf_jax.icl.claims.regression import RiskCurve
 from rlhf_jax.icl.claims.regression_layers import DeepLayers
-from rlhf_jax.icl.mixture import at_least
 from rlhf_jax.laboratory.theory import Options, Stage, run_stages
 from rlhf_jax.parallel.lanes import use_all_cores
 from rlhf_jax.training.command_line import run

@@ -33,9 +33,9 @@ import numpy as np
 
 from rlhf_jax.evaluation.statistics import mean_interval, row
 from rlhf_jax.evaluation.theory_figure import Panel
+from rlhf_jax.icl.checks import at_least
 from rlhf_jax.icl.claims.diversity import linear_layer_on_pools, transformer_on_pools
 from rlhf_jax.icl.claims.estimators import exact_properties, noise_levels, pool_errors, prefix_errors
-from rlhf_jax.icl.mixture import at_least
 from rlhf_jax.icl.models.transformer import VectorModel
 from rlhf_jax.icl.theory.pool import average_risks
 from rlhf_jax.laboratory.theory import Options, Stage, run_stages

@@ -3,6 +3,7 @@
 A prompt shows a model N labelled examples of a task that it has never seen, and a query. For one layer of linear
 attention what training converges to, how fast, and how far it stays from Bayes is known in closed form.
 
+    checks         what is refused, and how
     mixture        the classification task: Gaussian classes with one covariance (`Mixture`)
     tasks/         what a model reads: raw prompts, or their sufficient statistics; shifts; regression; pools of tasks
     models/        linear self-attention in full and reduced form, deeper ones, softmax and ReLU, a small transformer

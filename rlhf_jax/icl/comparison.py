@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rlhf_jax.training.json_files import plain, write_json
 
 
@@ -36,7 +38,7 @@ class Comparison:
     @property
     def passed(self) -> bool:
         """Whether |measured - predicted| <= tolerance; never with a NaN."""
-        return abs(self.measured - self.predicted) <= self.tolerance
+        return bool(abs(self.measured - self.predicted) <= self.tolerance)
 
     def record(self) -> dict[str, Any]:
         """The row as it is written: with the field `pass`."""
@@ -45,27 +47,15 @@ class Comparison:
 
 
 def within(
-    quantity: str,
-    predicted: float,
-    measured: float,
-    share: float,
-    standard_error: float = math.nan,
-    errors: float = 3.0,
+    quantity: str, predicted: float, measured: float, share: float, standard_error: float = math.nan
 ) -> Comparison:
-    """A comparison whose tolerance is a share of the prediction, such as 0.02, and at least a few standard errors.
-
-    Where so little was sampled that its noise is above the share, the share says nothing; samples of full size keep
-    their standard error well below it.
+    """A comparison whose tolerance is a share of the prediction, such as 0.02.
 
     Example:
         >>> within("C_TV", 0.4883, 0.4878, share=0.01).tolerance
         0.004883
-        >>> within("C_TV", 0.4883, 0.4798, share=0.01, standard_error=0.25).tolerance
-        0.75
     """
-    noise = 0.0 if math.isnan(standard_error) else errors * float(standard_error)
-    tolerance = max(share * abs(float(predicted)), noise)
-    return Comparison(quantity, float(predicted), float(measured), float(standard_error), tolerance)
+    return Comparison(quantity, float(predicted), float(measured), float(standard_error), share * abs(float(predicted)))
 
 
 def within_errors(quantity: str, predicted: float, measured: float, standard_error: float, errors: float) -> Comparison:
@@ -78,6 +68,19 @@ def within_errors(quantity: str, predicted: float, measured: float, standard_err
     return Comparison(
         quantity, float(predicted), float(measured), float(standard_error), errors * float(standard_error)
     )
+
+
+def standard_error(values: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Standard error of the mean along an axis, sd / sqrt(n); nan for one value.
+
+    Example:
+        >>> standard_error(np.array([1.0, 2.0, 3.0])).round(4).item()
+        0.5774
+    """
+    count = values.shape[axis]
+    if count < 2:
+        return np.full(np.delete(values.shape, axis), math.nan)
+    return np.asarray(values.std(axis=axis, ddof=1) / math.sqrt(count))
 
 
 def write_comparisons(folder: Path, comparisons: Sequence[Comparison]) -> None:

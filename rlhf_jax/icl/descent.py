@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from rlhf_jax.icl.mixture import Mixture, at_least
+from rlhf_jax.icl.checks import at_least
+from rlhf_jax.icl.mixture import Mixture
 from rlhf_jax.icl.precision import in_float64
 from rlhf_jax.icl.shift import shifted
 from rlhf_jax.icl.tasks.mixtures import Statistics, bayes_logits, draw_means, draw_statistics

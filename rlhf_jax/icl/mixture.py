@@ -10,10 +10,11 @@ For two classes this is P(y = 1 | x) = sigmoid((mu_1 - mu_0)' Lambda^-1 x).
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import numpy as np
+
+from rlhf_jax.icl.checks import at_least, check_covariance, positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +48,9 @@ class Mixture:
     prior_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        at_least("dimension d", self.dimension, 1)
-        at_least("number of classes c", self.classes, 2)
-        if not (math.isfinite(self.prior_scale) and self.prior_scale > 0):
-            raise ValueError(f"the prior scale is {self.prior_scale}: give a number above 0.")
+        object.__setattr__(self, "dimension", at_least("dimension d", self.dimension, 1))
+        object.__setattr__(self, "classes", at_least("number of classes c", self.classes, 2))
+        positive("prior scale", self.prior_scale)
         given = np.eye(self.dimension) if self.covariance is None else self.covariance
         matrix = check_covariance(given, self.dimension)
         object.__setattr__(self, "covariance", tuple(tuple(row) for row in matrix.tolist()))
@@ -83,53 +83,3 @@ class Mixture:
         """Whether Lambda is a multiple of the identity, to rounding."""
         values, _ = self.eigen
         return bool(values[-1] - values[0] <= 1e-12 * values[-1])
-
-
-def check_covariance(matrix: Sequence[Sequence[float]] | np.ndarray, dimension: int) -> np.ndarray:
-    """The matrix as float64 [d, d], symmetric to the last bit.
-
-    Raises:
-        ValueError: it has another shape, entries that are not finite, is not symmetric, or not positive definite.
-    """
-    array = np.asarray(matrix, np.float64)
-    if array.shape != (dimension, dimension):
-        raise ValueError(f"the covariance has the shape {array.shape}: give one of shape {(dimension, dimension)}.")
-    if not np.isfinite(array).all():
-        raise ValueError("the covariance has entries that are not finite: give finite ones.")
-    if np.abs(array - array.T).max() > 1e-9 * np.abs(array).max():
-        row, column = np.unravel_index(np.abs(array - array.T).argmax(), array.shape)
-        raise ValueError(
-            f"the covariance is not symmetric: entry ({row}, {column}) is {array[row, column]:.6g} and "
-            f"({column}, {row}) is {array[column, row]:.6g}; make them equal."
-        )
-    array = (array + array.T) / 2
-    least = float(np.linalg.eigvalsh(array)[0])
-    if least <= 1e-12 * np.trace(array):
-        raise ValueError(f"the covariance has the eigenvalue {least:.6g}: give one whose eigenvalues are all positive.")
-    return array
-
-
-def check_probabilities(probabilities: Sequence[float] | np.ndarray, classes: int) -> np.ndarray:
-    """Class probabilities as float64 [c].
-
-    Raises:
-        ValueError: there is not one a class, one is negative or not finite, or they do not sum to 1 (within 1e-6).
-    """
-    array = np.asarray(probabilities, np.float64)
-    if array.shape != (classes,):
-        raise ValueError(f"there are {array.size} class probabilities for {classes} classes: give one a class.")
-    if not np.isfinite(array).all() or (array < 0).any():
-        raise ValueError(f"the class probabilities are {array.tolist()}: give finite ones, none below 0.")
-    if abs(array.sum() - 1.0) > 1e-6:
-        raise ValueError(f"the class probabilities {array.tolist()} sum to {array.sum():.6g}: they must sum to 1.")
-    return array / array.sum()
-
-
-def at_least(name: str, value: int, least: int) -> None:
-    """Refuses a count that is too small or not whole.
-
-    Raises:
-        ValueError: naming it.
-    """
-    if isinstance(value, bool) or int(value) != value or value < least:
-        raise ValueError(f"the {name} is {value}: give a whole number of at least {least}.")

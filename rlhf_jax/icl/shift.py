@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlhf_jax.icl.mixture import Mixture, check_covariance, check_probabilities
+from rlhf_jax.icl.checks import check_covariance, check_probabilities
+from rlhf_jax.icl.mixture import Mixture
 
 
 @dataclasses.dataclass(frozen=True)

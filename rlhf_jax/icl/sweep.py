@@ -21,7 +21,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from rlhf_jax.icl.mixture import Mixture, at_least
+from rlhf_jax.icl.checks import at_least
+from rlhf_jax.icl.mixture import Mixture
 from rlhf_jax.icl.models.linear_attention import reduced_logits
 from rlhf_jax.icl.shift import shifted
 from rlhf_jax.icl.tasks.mixtures import bayes_logits, draw_means, draw_statistics

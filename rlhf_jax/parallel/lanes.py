@@ -50,8 +50,8 @@ def over_lanes(
 ) -> Callable[..., Any]:
     """Lifts `function(lane, *shared)` to lanes stacked on axis 0: `lifted(lanes, *shared)`.
 
-    As few devices are used as finish no later than all of them would. Lanes that do not divide evenly over these are
-    filled up with copies of the last, whose results are dropped; only then do devices exchange any.
+    Lanes that do not divide evenly over the devices are filled up with copies of the last, whose results are dropped;
+    only then do devices exchange any.
 
     Args:
         function: one run; `shared` arguments are the same for all lanes.
@@ -78,14 +78,14 @@ def over_lanes(
             return jax.vmap(lambda lane: function(lane, *shared))(lanes)
         return jax.lax.map(lambda lane: function(lane, *shared), lanes)
 
+    if len(devices) == 1:
+        return batched
+
+    mesh = jax.make_mesh((len(devices),), ("lane",), axis_types=(AxisType.Auto,), devices=devices)
+
     def lifted(lanes: Any, *shared: Any) -> Any:
         count = jax.tree.leaves(lanes)[0].shape[0]
-        each = -(-count // len(devices))
-        used = devices[: -(-count // each)]
-        if len(used) == 1:
-            return batched(lanes, *shared)
-        mesh = jax.make_mesh((len(used),), ("lane",), axis_types=(AxisType.Auto,), devices=used)
-        surplus = -count % len(used)
+        surplus = -count % len(devices)
         filled = jax.tree.map(lambda leaf: jnp.concatenate([leaf, *[leaf[-1:]] * surplus]), lanes)
         specs = (PartitionSpec("lane"), *[PartitionSpec()] * len(shared))
         sharded = jax.shard_map(batched, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("lane"), check_vma=False)

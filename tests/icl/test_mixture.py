@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from rlhf_jax.icl.mixture import Mixture, check_probabilities
+from rlhf_jax.icl.checks import check_probabilities
+from rlhf_jax.icl.mixture import Mixture
 
 COVARIANCE = [[1.0, 0.4, 0.1], [0.4, 0.8, -0.2], [0.1, -0.2, 0.6]]
 

@@ -15,10 +15,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 
+from rlhf_jax.icl.checks import at_least
 from rlhf_jax.icl.comparison import Comparison, within
 from rlhf_jax.icl.estimators.ridge import ridge_prefixes
 from rlhf_jax.icl.estimators.task_pools import pool_prefixes
-from rlhf_jax.icl.mixture import at_least
 from rlhf_jax.icl.models.transformer import VectorModel, init_vector_model, regression_predictions
 from rlhf_jax.icl.tasks.pools import draw_pool, draw_pool_prompts
 from rlhf_jax.icl.tasks.regression import Regression, draw_regression

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import log_softmax, softmax
 
+from rlhf_jax.icl.checks import at_least
 from rlhf_jax.icl.comparison import Comparison, within_errors
-from rlhf_jax.icl.mixture import Mixture, at_least
+from rlhf_jax.icl.mixture import Mixture
 from rlhf_jax.icl.theory import inference
 from rlhf_jax.icl.theory.curvature import hessian, hessian_at_zero, smoothness
 from rlhf_jax.icl.theory.expansion import first_order

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
+from rlhf_jax.icl.checks import at_least
 from rlhf_jax.icl.comparison import Comparison, within_errors
-from rlhf_jax.icl.mixture import Mixture, at_least
+from rlhf_jax.icl.mixture import Mixture
 from rlhf_jax.icl.models.linear_attention import class_sums
 from rlhf_jax.icl.shift import Law, Shift, shifted
 from rlhf_jax.icl.tasks.mixtures import draw_means, draw_prompts, draw_statistics

@@ -23,7 +23,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from rlhf_jax.icl.mixture import at_least
+from rlhf_jax.icl.checks import at_least
 from rlhf_jax.icl.shift import Law
 from rlhf_jax.icl.tasks.counts import Scalar, multinomial_counts, normal_shares
 

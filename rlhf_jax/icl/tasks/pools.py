@@ -8,7 +8,7 @@ pool again, or anew from its prior (`regression.draw_regression`), as in Ravento
 import jax
 from jaxtyping import Array, Float, Key
 
-from rlhf_jax.icl.mixture import at_least
+from rlhf_jax.icl.checks import at_least
 from rlhf_jax.icl.tasks.regression import Change, Linear, Regression, RegressionPrompt, draw_function, draw_prompt
 
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from rlhf_jax.icl.mixture import at_least, check_covariance
+from rlhf_jax.icl.checks import at_least, check_covariance
 
 Kind = Literal["linear", "sparse", "network", "tree"]
 Inputs = Literal["gaussian", "uniform", "random_covariance"]

@@ -9,7 +9,7 @@ independent and alike: the minimiser over matrices is a multiple of the identity
 
 from typing import NamedTuple
 
-from rlhf_jax.icl.mixture import at_least
+from rlhf_jax.icl.checks import at_least
 
 
 class InputMoments(NamedTuple):

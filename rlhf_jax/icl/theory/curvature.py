@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import softmax
 
-from rlhf_jax.icl.mixture import Mixture, at_least
+from rlhf_jax.icl.checks import at_least
+from rlhf_jax.icl.mixture import Mixture
 from rlhf_jax.icl.theory.population import Population, draw
 
 BLOCK = 2**12  # draws whose d^2-vectors are held at a time

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.integrate import solve_ivp
 
-from rlhf_jax.icl.mixture import at_least, check_covariance
+from rlhf_jax.icl.checks import at_least, check_covariance
 
 Length = int | float
 

@@ -17,7 +17,8 @@ import numpy as np
 from scipy import stats
 from scipy.special import logsumexp, softmax
 
-from rlhf_jax.icl.mixture import Mixture, at_least
+from rlhf_jax.icl.checks import at_least
+from rlhf_jax.icl.mixture import Mixture
 from rlhf_jax.icl.theory.population import draw, mirrored
 
 POINTS = 2**16

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_jax.icl.mixture import at_least
+from rlhf_jax.icl.checks import at_least
 from rlhf_jax.icl.theory import gradient_flow
 
 

@@ -15,7 +15,8 @@ import dataclasses
 import numpy as np
 from scipy import stats
 
-from rlhf_jax.icl.mixture import Mixture, at_least
+from rlhf_jax.icl.checks import at_least
+from rlhf_jax.icl.mixture import Mixture
 from rlhf_jax.icl.shift import NO_SHIFT, Law, Shift, shifted
 
 

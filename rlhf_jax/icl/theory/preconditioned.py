@@ -21,7 +21,7 @@ import numpy as np
 from scipy.linalg import eigh_tridiagonal
 from scipy.optimize import brentq, minimize
 
-from rlhf_jax.icl.mixture import at_least
+from rlhf_jax.icl.checks import at_least
 
 
 class Quadrature(NamedTuple):
