@@ -14,7 +14,7 @@ import numpy as np
 
 from rlhf_jax.evaluation.statistics import mean_interval, row
 from rlhf_jax.evaluation.theory_figure import Panel
-from rlhf_jax.icl.checks import at_least
+from rlhf_jax.icl.checks import at_least, power_of_two
 from rlhf_jax.icl.claims import descent, generality, inference, minimisers, sampling, training, transformers
 from rlhf_jax.icl.mixture import Mixture
 from rlhf_jax.icl.theory.curvature import condition_number
@@ -72,7 +72,7 @@ class Config(Options):
     far: tuple[int, ...] = (2560, 5120, 10240)
     prompts: int = 100_000
     points: int = 2**15
-    seeds: int = 2
+    seeds: int = 3
     solver_seeds: int = 2
     sweep_steps: tuple[int, int] = (400, 200)
     sweep_batch: int = 1024
@@ -354,15 +354,30 @@ STAGES = {
 }
 
 
+def check_options(config: Config) -> None:
+    """Refuses what is impossible before anything is computed.
+
+    Raises:
+        ValueError: one sentence that names the option and the remedy.
+    """
+    mixture_of(config)
+    counts = {"dimensions": 1, "many_classes": 2, "lengths": 1, "far": 1, "sweep_steps": 1}
+    counts |= {"model_lengths": 1, "model_test_lengths": 1, "length": 1, "test_length": 1, "settings": 1}
+    counts |= {"seeds": 2, "solver_seeds": 2, "prompts": 16, "sweep_batch": 1, "raw_steps": 2, "model_steps": 2}
+    for name, least in counts.items():
+        values = getattr(config, name)
+        for value in values if isinstance(values, tuple) else (values,):
+            at_least(f"option --{name.replace('_', '-')}", value, least)
+        if values == ():
+            raise ValueError(f"the option --{name.replace('_', '-')} has no values: give at least one.")
+    power_of_two("option --points", config.points)
+    if at_least("option --test-prompts", config.test_prompts, 64) % 64:
+        raise ValueError(f"the option --test-prompts is {config.test_prompts}: give a multiple of 64.")
+
+
 def main(config: Config) -> dict:
     """Runs the stages and returns the summary."""
-    mixture_of(config)  # refuses what is impossible before anything is computed
-    for name, value in (("context length N", config.length), ("test length M", config.test_length)):
-        at_least(name, value, 1)
-    for name in ("seeds", "solver_seeds", "prompts"):
-        at_least(f"option {name}", getattr(config, name), 2)
-    if config.points < 2 or config.points & (config.points - 1):
-        raise ValueError(f"the number of points is {config.points}: give a power of two.")
+    check_options(config)
     return run_stages("icl_classification", config, STAGES)
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from rlhf_jax.evaluation.theory_figure import Panel, theory_figure
 from rlhf_jax.icl.comparison import Comparison, checks, markdown, print_comparisons, write_comparisons
 from rlhf_jax.training import run_folder
 from rlhf_jax.training.compilation import CompileClock
+from rlhf_jax.training.options import RunOptions
 from rlhf_jax.training.progress import ProgressReport
 
 
@@ -32,20 +32,14 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(RunOptions):
     """Options of every experiment on theory.
 
     Attributes:
         stages: parts to run; none: all of them.
-        out: folder to write to; None: runs/NAME/<time>.
-        overwrite: replace what an earlier run left in that folder.
-        strict: exit with 1 when a comparison fails.
     """
 
     stages: tuple[str, ...] = ()
-    out: Path | None = None
-    overwrite: bool = False
-    strict: bool = False
 
 
 def run_stages(name: str, config: Options, stages: Mapping[str, Callable[[Any], Stage]]) -> dict[str, Any]:

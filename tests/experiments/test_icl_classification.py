@@ -8,6 +8,7 @@ import pytest
 def tiny(script, **changes):
     options = dict(
         stages=(),
+        seeds=2,
         lengths=(10, 20),
         many_classes=(2, 3),
         far=(100, 200, 400),
@@ -60,10 +61,14 @@ def test_every_stage_of_the_help_is_one_and_presets_name_them(script):
         ({"dimension": 2, "covariance": (1.0, 2.0, 2.0, 1.0)}, "eigenvalues are all positive"),
         ({"dimension": 2, "covariance": (1.0, 0.5, 0.2, 1.0)}, "not symmetric"),
         ({"classes": 1}, "number of classes c is 1"),
-        ({"length": 0}, "length N is 0: give a whole number of at least 1"),
-        ({"test_length": 0}, "length M is 0: give a whole number of at least 1"),
+        ({"length": 0}, "option --length is 0: give a whole number of at least 1"),
+        ({"test_length": 0}, "option --test-length is 0: give a whole number of at least 1"),
+        ({"model_lengths": (4, 0)}, "option --model-lengths is 0: give a whole number of at least 1"),
+        ({"many_classes": (2, 1)}, "option --many-classes is 1: give a whole number of at least 2"),
+        ({"lengths": ()}, "option --lengths has no values: give at least one"),
         ({"seeds": 1}, "seeds is 1: give a whole number of at least 2"),
         ({"points": 1000}, "points is 1000: give a power of two"),
+        ({"test_prompts": 100}, "--test-prompts is 100: give a multiple of 64"),
     ],
 )
 def test_impossible_options_are_refused_before_anything_runs(script, tmp_path, changes, sentence):
