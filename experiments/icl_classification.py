@@ -248,18 +248,21 @@ def decay(config: Config) -> Stage:
             measured=points_of(noise, root),
             x_scale="log",
         ),
-        Panel(
-            title="W* of N: floors (folded normals)",
-            x_label="test context M",
-            y_label="total variation from Bayes",
-            predicted={
-                name: (floor.test_lengths[kept], one[kept]) for name, one in zip(floor.names, floor.folded, strict=True)
-            },
-            measured=points_of(floor),
-            x_scale="log",
-            y_scale="log",
-        ),
     ]
+    for title, theory in (("W* of N: down to a floor", floor.predicted), ("the same, by folded normals", floor.folded)):
+        panels.append(
+            Panel(
+                title=title,
+                x_label="test context M",
+                y_label="total variation from Bayes",
+                predicted={
+                    name: (floor.test_lengths[kept], one[kept]) for name, one in zip(floor.names, theory, strict=True)
+                },
+                measured=points_of(floor),
+                x_scale="log",
+                y_scale="log",
+            )
+        )
     return Stage([*noise.comparisons, *floor.comparisons], panels)
 
 
