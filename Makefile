@@ -9,6 +9,9 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 
 INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check
 
+# NumPy's threads would compete with the other worker of the tests for its core.
+test test-slow: export OPENBLAS_NUM_THREADS := 1
+
 .PHONY: demo test test-slow check clean
 
 demo: $(VENV)/.installed

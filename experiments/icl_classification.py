@@ -29,8 +29,8 @@ class Config(Options):
 
     Attributes:
         preset: a complete configuration to start from.
-        stages: parts to run: setting, tasks, solutions, first_order, covariance, speed, curvature, sweep, raw, decay,
-            shifts, classes, general, models; none: all of them.
+        stages: parts to run: setting, tasks, solutions, tables, first_order, covariance, speed, curvature, sweep, raw,
+            decay, floor, shifts, classes, general, models; none: all of them.
         out: folder to write to; None: runs/icl_classification/<time>.
         overwrite: replace what an earlier run left in that folder.
         strict: exit with 1 when a comparison fails.
@@ -70,7 +70,7 @@ class Config(Options):
     many_classes: tuple[int, ...] = (2, 3)
     lengths: tuple[int, ...] = (20, 100, 500)
     far: tuple[int, ...] = (2560, 5120, 10240)
-    prompts: int = 100_000
+    prompts: int = 200_000
     points: int = 2**15
     seeds: int = 3
     solver_seeds: int = 2
@@ -90,7 +90,7 @@ PAPER = Config(
     dimensions=(3, 5, 10),
     many_classes=(2, 3, 5, 10),
     lengths=(10, 20, 40, 80, 160, 320, 640, 1280),
-    prompts=400_000,
+    prompts=500_000,
     points=2**16,
     seeds=4,
     solver_seeds=4,
@@ -134,7 +134,8 @@ def setting(config: Config) -> Stage:
         "condition number l / lambda_min": theory.smoothness / theory.curvature.mean,
     }
     rows = [row(f"theory: {name}", "1", np.array([value])) for name, value in numbers.items()]
-    return Stage(generality.against_monte_carlo(mixture, length, test_length, points=config.points), rows=rows)
+    comparisons = generality.against_monte_carlo(mixture, length, test_length, points=config.points, theory=theory)
+    return Stage(comparisons, rows=rows)
 
 
 def tasks(config: Config) -> Stage:
@@ -147,6 +148,11 @@ def solutions(config: Config) -> Stage:
     mixtures = [Mixture(d) for d in config.dimensions]
     sizes = {"prompts": 2 * config.prompts, "points": 2 * config.points, "seeds": config.solver_seeds}
     return Stage(minimisers.weights_by_length(mixtures, config.lengths, **sizes))
+
+
+def tables(config: Config) -> Stage:
+    """The solver beside tables that another program computed."""
+    return Stage(minimisers.against_reference_tables(points=config.points, seeds=2 * config.solver_seeds))
 
 
 def first_order(config: Config) -> Stage:
@@ -211,17 +217,21 @@ def sweep(config: Config) -> Stage:
     found = training.sweep_reaches_minimisers(
         lengths=config.lengths, seeds=config.seeds, steps=config.sweep_steps, batch=config.sweep_batch
     )
-    targets = np.trace(found.targets, axis1=1, axis2=2) / 3
     traces, spreads = found.traces.mean(axis=1), found.traces.std(axis=1, ddof=1)
     predicted, measured, rows = {}, {}, []
     for place, length in enumerate(found.lengths):
         name = f"N = {length}"
-        predicted[name] = (found.steps, np.full(len(found.steps), targets[place]))
+        predicted[name] = (found.steps, np.full(len(found.steps), found.predicted[place]))
         measured[name] = (found.steps, traces[place], spreads[place])
-        condition = condition_number(Mixture(3), int(length), found.targets[place])
+        condition = condition_number(training.STANDARD, int(length), found.targets[place])
         rows.append(row(f"condition number l / lambda_min (d=3, {name})", "1", np.array([condition])))
     panel = Panel(
-        "training ends at the W* of its own N", "step", "tr W / d", predicted, measured, levels={"2 = c Λ⁻¹": 2.0}
+        "training ends at the W* of its own N",
+        "step",
+        "tr W / d (± s.d. of seeds)",
+        predicted,
+        measured,
+        levels={"2 = c Λ⁻¹": 2.0},
     )
     return Stage(found.comparisons, [panel], rows)
 
@@ -233,10 +243,10 @@ def raw(config: Config) -> Stage:
 
 def decay(config: Config) -> Stage:
     """Distance to Bayes against M: its decay at W = 2I, and the floor that training on N examples leaves."""
-    noise = inference.noise_decay(config.dimensions, prompts=2 * config.prompts, points=config.points)
-    floor = inference.grid(prompts=config.prompts // 2, points=config.points)
+    noise = inference.noise_decay(config.dimensions, prompts=config.prompts, points=4 * config.points)
+    bent = inference.grid(prompts=config.prompts // 2, points=config.points)
     root = np.sqrt(noise.test_lengths)
-    kept = np.isfinite(floor.test_lengths)
+    kept = np.isfinite(bent.test_lengths)
     panels = [
         Panel(
             title="W = 2 Λ⁻¹: √M TV tends to C_TV",
@@ -249,21 +259,26 @@ def decay(config: Config) -> Stage:
             x_scale="log",
         ),
     ]
-    for title, theory in (("W* of N: down to a floor", floor.predicted), ("the same, by folded normals", floor.folded)):
+    for title, theory in (("W* of N: down to a floor", bent.predicted), ("the same, by folded normals", bent.folded)):
         panels.append(
             Panel(
                 title=title,
                 x_label="test context M",
                 y_label="total variation from Bayes",
                 predicted={
-                    name: (floor.test_lengths[kept], one[kept]) for name, one in zip(floor.names, theory, strict=True)
+                    name: (bent.test_lengths[kept], one[kept]) for name, one in zip(bent.names, theory, strict=True)
                 },
-                measured=points_of(floor),
+                measured=points_of(bent),
                 x_scale="log",
                 y_scale="log",
             )
         )
-    return Stage([*noise.comparisons, *floor.comparisons], panels)
+    return Stage([*noise.comparisons, *bent.comparisons], panels)
+
+
+def floor(config: Config) -> Stage:
+    """C_N: what a training context of N examples leaves when the test context grows without end."""
+    return Stage(inference.floors(config.dimensions, prompts=config.prompts, points=config.points))
 
 
 def shifts(config: Config) -> Stage:
@@ -299,7 +314,7 @@ def classes(config: Config) -> Stage:
     sizes = {"points": config.points // 2, "seeds": config.solver_seeds}
     rows = minimisers.weights_by_length(mixtures, (50, 200, 800), prompts=config.prompts, **sizes)
     rows += minimisers.first_order_by_length(mixtures, (), config.far, **sizes).comparisons
-    return Stage([*rows, *inference.class_constants(config.many_classes, prompts=config.prompts // 2)])
+    return Stage([*rows, *inference.class_constants(config.many_classes, prompts=config.prompts)])
 
 
 def general(config: Config) -> Stage:
@@ -307,7 +322,7 @@ def general(config: Config) -> Stage:
     rows = []
     for number in range(config.settings):
         mixture, length, test_length = generality.random_setting(number)
-        rows += generality.against_monte_carlo(mixture, length, test_length, seed=number)
+        rows += generality.against_monte_carlo(mixture, length, test_length, seed=number, points=config.points)
     return Stage(rows)
 
 
@@ -337,6 +352,8 @@ def models(config: Config) -> Stage:
             under = [f"M={length}, {shift}" for shift in found.shifts]
             by_shift[name] = curve(label, under, places, found.shifted[:, model, place])
         predicted = {"linear": (found.test_lengths, found.predicted_distances[place])}
+        for name, distances in zip(found.baselines, found.baseline_distances, strict=True):
+            predicted[name] = (found.test_lengths, distances)
         x_label, y_label = "test context M", "total variation from Bayes"
         title = f"trained on N = {length}"
         panels.append(Panel(title, x_label, y_label, predicted, by_length, x_scale="log", y_scale="log"))
@@ -351,8 +368,8 @@ def models(config: Config) -> Stage:
 STAGES = {
     stage.__name__: stage
     for stage in (
-        *(setting, tasks, solutions, first_order, covariance, speed, curvature),
-        *(sweep, raw, decay, shifts, classes, general, models),
+        *(setting, tasks, solutions, tables, first_order, covariance, speed, curvature),
+        *(sweep, raw, decay, floor, shifts, classes, general, models),
     )
 }
 

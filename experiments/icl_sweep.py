@@ -5,12 +5,14 @@
 Every run trains one layer of linear attention on prompts of Gaussian mixtures (`rlhf_jax.icl.sweep`), by gradient
 descent on fresh prompts. Three comparisons, each timed several times in alternating order:
 
-(a) seeds × context lengths in one program against one run after the other: with one compiled program, which the traced
-    context length allows, and with a program a context length, as one writes it with a fixed length;
-(b) runs that one program maps one after the other on every core against runs that it vmaps;
+(a) seeds × context lengths in one program against one run after the other, both on one device: with one compiled
+    program, which the traced context length allows, and with a program a context length, as one writes it with a fixed
+    length; and what splitting the one program over all devices (here: CPU cores) adds, as rows of their own;
+(b) runs that one program maps one after the other against runs that it vmaps, on one device;
 (c) raw prompts, every example drawn, against sufficient statistics, whose cost does not depend on the context length.
 
-Ratios are geometric means with 95 % intervals over repeats.
+A timed call begins with its state on the device and ends with the weights of all runs on the host. Ratios are geometric
+means with 95 % intervals over repeats.
 """
 
 import dataclasses
@@ -25,10 +27,11 @@ import numpy as np
 import optax
 
 from rlhf_jax.evaluation.statistics import mean_interval, row
+from rlhf_jax.icl.checks import at_least
 from rlhf_jax.icl.claims.training import make_raw_training
 from rlhf_jax.icl.mixture import Mixture
-from rlhf_jax.icl.sweep import Lanes, Runs, grid, make_sweep, start
-from rlhf_jax.parallel.lanes import use_all_cores
+from rlhf_jax.icl.sweep import Lanes, Log, Runs, grid, make_sweep, start
+from rlhf_jax.parallel.lanes import choose_rule, use_all_cores
 from rlhf_jax.training import run_folder
 from rlhf_jax.training.command_line import run
 
@@ -75,11 +78,16 @@ PRESETS = {
 OPTIMIZER = optax.sgd(2.0)
 
 
-def seconds_of(*calls: Callable[[], Any], repeats: int) -> np.ndarray:
+Prepared = Callable[[], Callable[[], Any]]
+"""Makes what a call needs (its state, which the call consumes), and returns the call; only the call is timed."""
+
+
+def seconds_of(*prepared: Prepared, repeats: int) -> np.ndarray:
     """Seconds of each call, [calls, repeats]; the calls take turns, so that all meet the same load."""
-    found = np.empty((len(calls), repeats))
+    found = np.empty((len(prepared), repeats))
     for number in range(repeats):
-        for place, call in enumerate(calls):
+        for place, prepare in enumerate(prepared):
+            call = prepare()
             began = time.perf_counter()
             jax.block_until_ready(call())
             found[place, number] = time.perf_counter() - began
@@ -101,27 +109,27 @@ def ratio(name: str, slower: np.ndarray, faster: np.ndarray) -> dict[str, Any]:
     }
 
 
-def program(config: Config, runs: Runs, **options: Any) -> tuple[Callable[[], Lanes], float]:
-    """A call of the sweep from its start, and its seconds of compilation."""
-    mixture = Mixture(config.dimension)
+def begin(config: Config, runs: Runs) -> Lanes:
+    """The state that a call of the sweep consumes, ready on the device."""
+    return jax.block_until_ready(start(Mixture(config.dimension), runs, OPTIMIZER))
+
+
+def program(config: Config, runs: Runs, **options: Any) -> tuple[Callable[[Lanes], tuple[Lanes, Log]], float]:
+    """The compiled sweep, and its seconds of compilation."""
+    state = begin(config, runs)
     began = time.perf_counter()
-    advance = make_sweep(mixture, OPTIMIZER, config.steps, config.batch, **options)
-    compiled = advance.lower(start(mixture, runs, OPTIMIZER)).compile()
-    seconds = time.perf_counter() - began
-
-    def call(runs: Runs = runs) -> Lanes:
-        return compiled(start(mixture, runs, OPTIMIZER))[0]  # the state is donated, so every call has its own
-
-    return call, seconds
+    advance = make_sweep(Mixture(config.dimension), OPTIMIZER, config.steps, config.batch, **options)
+    compiled = advance.lower(state).compile()
+    return compiled, time.perf_counter() - began
 
 
 def seconds_to_compile(config: Config, length: int) -> float:
     """Seconds of compilation of a single run whose context length is part of the program."""
-    mixture = Mixture(config.dimension)
-    advance = make_sweep(mixture, OPTIMIZER, config.steps, config.batch, devices=jax.devices()[:1])
+    state = begin(config, grid((0,), (length,)))
     began = time.perf_counter()
+    advance = make_sweep(Mixture(config.dimension), OPTIMIZER, config.steps, config.batch, devices=jax.devices()[:1])
     fixed = jax.jit(lambda lanes: advance(lanes._replace(length=jnp.array([length], jnp.int32))))
-    fixed.lower(start(mixture, grid((0,), (length,)), OPTIMIZER)).compile()
+    fixed.lower(state).compile()
     return time.perf_counter() - began
 
 
@@ -129,47 +137,70 @@ def against_one_by_one(config: Config) -> tuple[list[dict], list[dict], float]:
     """All runs in one program beside one after the other, with one program and with one a context length."""
     runs = grid(range(config.seeds), config.lengths)
     singles = [Runs(*(leaf[i : i + 1] for leaf in runs)) for i in range(len(runs.seeds))]
-    together, compile_together = program(config, runs)
-    vmapped, compile_vmapped = program(config, runs, rule="vmap")
-    single, compile_alone = program(config, singles[0], devices=jax.devices()[:1])
+    one, every = jax.devices()[:1], jax.devices()
+    rule = choose_rule("auto")
+    other = "vmap" if rule == "map" else "map"
+    here, compile_here = program(config, runs, devices=one)
+    otherwise, compile_other = program(config, runs, rule=other, devices=one)
+    spread, compile_spread = program(config, runs, devices=every)
+    single, compile_alone = program(config, singles[0], devices=one)
     naive = sum(seconds_to_compile(config, length) for length in config.lengths)
 
-    def one_by_one() -> list[np.ndarray]:
-        return [np.asarray(single(one).weights) for one in singles]
+    def whole(compiled: Callable[[Lanes], tuple[Lanes, Log]]) -> Prepared:
+        def prepare() -> Callable[[], np.ndarray]:
+            state = begin(config, runs)
+            return lambda: np.asarray(compiled(state)[0].weights)
 
-    expected, found = np.concatenate(one_by_one()), np.asarray(together().weights)
-    jax.block_until_ready(vmapped())
-    apart = float(np.abs(found - expected).max() / np.abs(expected).max())
-    one, batched, sequential = seconds_of(together, vmapped, one_by_one, repeats=config.repeats)
+        return prepare
+
+    def apart() -> Callable[[], np.ndarray]:
+        states = [begin(config, run) for run in singles]
+        return lambda: np.concatenate([np.asarray(single(state)[0].weights) for state in states])
+
+    calls = [whole(here), apart, whole(otherwise), whole(spread)]
+    found, expected, *_ = [call()() for call in calls]
+    off = float(np.abs(found - expected).max() / np.abs(expected).max())
+    together, sequential, batched, split = seconds_of(*calls, repeats=config.repeats)
     millions = len(singles) * config.steps * config.batch / 1e6
     size = f"{config.seeds} seeds × {len(config.lengths)} lengths"
-    total = f"{config.steps} updates and compilation"
+    devices, total = f"all devices ({len(every)})", f"one device, {config.steps} updates and compilation"
     rows = [
-        row(f"{size}, one program: prompts", "million a second", millions / one),
-        row(f"{size}, one by one: prompts", "million a second", millions / sequential),
-        ratio(f"{size}: one by one over one program", sequential, one),
-        ratio(f"{size}: one by one over one program, {total}", sequential + compile_alone, one + compile_together),
-        ratio(f"{size}: a program a length over one program, {total}", sequential + naive, one + compile_together),
-        ratio(f"{size}: vmapped over mapped", batched, one),
-        row("compilation of the sweep", "s", np.array([compile_together])),
-        row("compilation of the vmapped sweep", "s", np.array([compile_vmapped])),
+        row(f"{size}, one program, one device: prompts", "million a second", millions / together),
+        row(f"{size}, one program, {devices}: prompts", "million a second", millions / split),
+        row(f"{size}, one by one, one device: prompts", "million a second", millions / sequential),
+        ratio(f"{size}: one by one over one program, one device", sequential, together),
+        ratio(f"{size}: one by one on one device over one program on {devices}", sequential, split),
+        ratio(f"{size}: one program, one device over {devices}", together, split),
+        ratio(f"{size}: one by one over one program, {total}", sequential + compile_alone, together + compile_here),
+        ratio(f"{size}: a program a length over one program, {total}", sequential + naive, together + compile_here),
+        ratio(f"{size}: {other} over {rule}, one device", batched, together),
+        row("compilation of the sweep, one device", "s", np.array([compile_here])),
+        row(f"compilation of the sweep, {devices}", "s", np.array([compile_spread])),
+        row(f"compilation of the sweep by {other}, one device", "s", np.array([compile_other])),
         row("compilation of one run", "s", np.array([compile_alone])),
         row(f"compilation of one run, {len(config.lengths)} times", "s", np.array([naive])),
     ]
-    checks = [run_folder.check("largest relative difference of W from that of single runs", apart, 1e-3, "at most")]
-    return rows, checks, compile_together + compile_vmapped + naive
+    checks = [run_folder.check("largest relative difference of W from that of single runs", off, 1e-3, "at most")]
+    return rows, checks, compile_here + compile_other + compile_spread + compile_alone + naive
 
 
 def against_raw_prompts(config: Config) -> list[dict]:
-    """Raw prompts beside sufficient statistics: the same runs, with drawn labels, at each context length."""
+    """Raw prompts beside sufficient statistics on all devices: the same runs, with drawn labels, at each length."""
     rows, mixture = [], Mixture(config.dimension)
     keys = jax.random.split(jax.random.key(0), config.raw_seeds)
     millions = config.raw_seeds * config.steps * config.batch / 1e6
     for length in config.raw_lengths:
-        reduced, _ = program(config, grid(range(config.raw_seeds), (length,)), labels="hard")
+        runs = grid(range(config.raw_seeds), (length,))
+        reduced, _ = program(config, runs, labels="hard", devices=jax.devices())
         training = make_raw_training(mixture, length, config.steps, config.batch)
-        jax.block_until_ready((reduced(), training(keys)))
-        raw, statistics = seconds_of(lambda: training(keys), reduced, repeats=config.repeats)  # noqa: B023
+
+        def of_statistics() -> Callable[[], Any]:
+            state = begin(config, runs)  # noqa: B023
+            return lambda: reduced(state)  # noqa: B023
+
+        calls = [lambda: lambda: training(keys), of_statistics]  # noqa: B023
+        jax.block_until_ready([call()() for call in calls])
+        raw, statistics = seconds_of(*calls, repeats=config.repeats)
         rows += [
             row(f"raw prompts, N = {length}: prompts", "million a second", millions / raw),
             row(f"sufficient statistics, N = {length}: prompts", "million a second", millions / statistics),
@@ -178,12 +209,25 @@ def against_raw_prompts(config: Config) -> list[dict]:
     return rows
 
 
+def check_options(config: Config) -> None:
+    """Refuses options that cannot be.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    Mixture(config.dimension)
+    for name in ("seeds", "steps", "batch", "raw_seeds"):
+        at_least(f"option {name}", getattr(config, name), 1)
+    at_least("option repeats", config.repeats, 2)  # intervals are over repeats
+    grid(range(config.seeds), config.lengths)
+    for length in config.raw_lengths:
+        at_least("context length of raw prompts", length, 1)
+
+
 def main(config: Config) -> dict:
     """Measures and returns the summary."""
     began = time.monotonic()
-    if config.repeats < 2 or config.raw_seeds < 1:
-        raise ValueError("icl_sweep needs at least 2 repeats, as intervals are over repeats, and 1 raw seed.")
-    grid(range(config.seeds), config.lengths)  # refuses bad options before there is a folder
+    check_options(config)
     folder = run_folder.create(config.out, "icl_sweep", config, config.overwrite)
     rows, checks, compiled = against_one_by_one(config)
     rows += against_raw_prompts(config)

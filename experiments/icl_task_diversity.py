@@ -3,26 +3,23 @@
     python experiments/icl_task_diversity.py
     python experiments/icl_task_diversity.py --preset paper
 
-Three parts, in `comparisons.json`, `comparisons.csv`, `summary.json` and figures:
+Four parts, in `comparisons.json`, `comparisons.csv`, `summary.json` and figures:
 
 1. The estimators that a trained model is compared with, beside their expected errors: least squares, averaging and
    ridge after k examples, Bayes over a pool of M tasks, Bayes over noise levels.
 2. One layer of linear attention trained on pools of M tasks, beside the minimiser of theory. It loses new tasks while
    M is below d, for the pool's second moment is singular: a matter of rank.
-3. A small transformer trained on pools of M tasks: how far it is from Bayes over the pool and from ridge. It is not
+3. What the same estimators, nearest neighbours and the Lasso reach on sparse functions, on trees, and on linear ones
+   whose inputs were changed (Garg et al. 2022): measured, nothing is predicted.
+4. A small transformer trained on pools of M tasks: how far it is from Bayes over the pool and from ridge. It is not
    the phenomenon of part 2: it is about what a network can learn by heart.
 
-Part 1, d = 8 and K = 16, error / d over 20 pools (ridge: 0.345 predicted, 0.342 measured):
+Part 1, d = 8 and K = 16, error / d over 20 pools (ridge: 0.345 predicted, 0.345 measured):
 
 | M                                    | 1     | 8     | 64    | 512   | 4,096 |
 |--------------------------------------|------:|------:|------:|------:|------:|
-| Bayes over the pool, tasks of it     | 0.000 | 0.087 | 0.156 | 0.208 | 0.254 |
-| Bayes over the pool, new tasks       | 1.95  | 1.26  | 0.875 | 0.648 | 0.517 |
-
-Part 3, in trials of 2,000 to 3,000 steps, d = 2 and K = 8, two seeds: on new tasks, distance / d to Bayes over the pool
-and to ridge is 0.10 and 0.50 at M = 4, 0.07 and 0.11 at M = 16, 0.040 and 0.042 at M = 256. So a network of this size
-does learn small pools by heart. For larger ones its error falls to near ridge's, but the two Bayes predictors come
-closer to each other (0.010 at M = 256) than it comes to either: at this size it cannot be shown which one it computes.
+| Bayes over the pool, tasks of it     | 0.000 | 0.093 | 0.153 | 0.208 | 0.255 |
+| Bayes over the pool, new tasks       | 1.83  | 1.25  | 0.881 | 0.654 | 0.523 |
 """
 
 import dataclasses
@@ -33,9 +30,11 @@ import numpy as np
 
 from rlhf_jax.evaluation.statistics import mean_interval, row
 from rlhf_jax.evaluation.theory_figure import Panel
-from rlhf_jax.icl.checks import at_least
-from rlhf_jax.icl.claims.diversity import linear_layer_on_pools, transformer_on_pools
-from rlhf_jax.icl.claims.estimators import exact_properties, noise_levels, pool_errors, prefix_errors
+from rlhf_jax.icl.checks import at_least, positive
+from rlhf_jax.icl.claims.bayes import noise_levels, pool_errors
+from rlhf_jax.icl.claims.diversity import check_sizes, linear_layer_on_pools, transformer_on_pools
+from rlhf_jax.icl.claims.estimators import baselines as measured_baselines
+from rlhf_jax.icl.claims.estimators import exact_properties, prefix_errors
 from rlhf_jax.icl.models.transformer import VectorModel
 from rlhf_jax.icl.theory.pool import average_risks
 from rlhf_jax.laboratory.theory import Options, Stage, run_stages
@@ -49,15 +48,18 @@ class Config(Options):
 
     Attributes:
         preset: a complete configuration to start from: `quick`, or `paper` with all tests at full size.
-        stages: parts to run: prefixes, noise, pools, linear_layer, transformer; none: all of them.
+        stages: parts to run: prefixes, noise, pools, baselines, linear_layer, transformer; none: all of them.
         out: folder to write to; None: runs/icl_task_diversity/<time>.
         overwrite: replace what an earlier run left in that folder.
         strict: exit with 1 when a comparison fails.
         seeds: pools a size, each with its own training.
-        prompts: prompts that averaging, ridge and noise levels are measured on.
-        decompositions: prompts that least squares is measured on.
+        prompts: prompts that averaging, ridge and, half as many, noise levels are measured on.
+        decompositions: prompts that least squares and, half as many a task, the baselines are measured on.
+        estimator_dimension: features of the tasks of prefixes, noise and baselines.
+        lengths: examples k after which estimators are measured.
         share: of the prediction, that errors of estimators may be off by.
         pools: pools a size that Bayes over the pool is averaged over.
+        pool_prompts: prompts of each of these pools.
         pool_sizes: of these pools.
         linear_sizes: pool sizes of the linear layer; each divides the largest.
         linear_dimension: features of the linear layer's tasks.
@@ -68,30 +70,36 @@ class Config(Options):
         layers: of the transformer.
         width: of the transformer, for two heads.
         steps: updates of the transformer.
+        transformer_prompts: prompts that each trained transformer is measured on.
     """
 
     preset: Literal["quick", "paper"] = "quick"
-    seeds: int = 4
+    seeds: int = 2
     prompts: int = 2**14
     decompositions: int = 2**10
+    estimator_dimension: int = 20
+    lengths: tuple[int, ...] = (5, 10, 15, 30, 40)
     share: float = 0.06
     pools: int = 4
+    pool_prompts: int = 512
     pool_sizes: tuple[int, ...] = (1, 8, 64, 512)
     linear_sizes: tuple[int, ...] = (1, 4, 8, 16, 64)
     linear_dimension: int = 8
     linear_steps: int = 500
-    sizes: tuple[int, ...] = (1, 8, 64)
+    sizes: tuple[int, ...] = (1, 16)
     dimension: int = 2
     length: int = 8
     layers: int = 2
     width: int = 32
-    steps: int = 600
+    steps: int = 400
+    transformer_prompts: int = 1024
 
 
 PRESETS = {
     "quick": Config(),
     "paper": Config(
         preset="paper",
+        seeds=4,
         prompts=2**17,
         decompositions=2**13,
         share=0.02,
@@ -104,22 +112,44 @@ PRESETS = {
     ),
 }
 NOISE_VARIANCE, LINEAR_LENGTH = 0.25, 16
+LEAST = {
+    "seeds": 2,
+    "prompts": 16,  # half of them are shared by four noise levels
+    "decompositions": 4,
+    "estimator_dimension": 3,
+    "pools": 2,
+    "pool_prompts": 2,
+    "linear_dimension": 1,
+    "linear_steps": 1,
+    "dimension": 1,
+    "length": 1,
+    "layers": 1,
+    "width": 1,
+    "steps": 2,
+    "transformer_prompts": 2,
+}
+"""The least value of each whole number among the options."""
 
 
 def prefixes(config: Config) -> Stage:
     """Least squares, averaging and ridge after k examples."""
-    rows = prefix_errors(prompts=config.prompts, decompositions=config.decompositions, share=config.share)
+    drawn = dict(prompts=config.prompts, decompositions=config.decompositions, share=config.share)
+    rows = prefix_errors(config.estimator_dimension, config.lengths, **drawn)
     return Stage([*rows, *exact_properties(pool=max(config.pool_sizes))])
 
 
 def noise(config: Config) -> Stage:
     """Bayes over several noise levels, beside one ridge that knows and one that does not."""
-    return Stage(noise_levels(prompts=config.prompts // 2).comparisons)
+    d = config.estimator_dimension
+    found = noise_levels(dimension=d, length=d, prompts=config.prompts // 2)
+    fields = {"oracle": "oracle", "mixture": "Bayes over levels", "selected": "largest evidence"}
+    rows = [row(f"noise levels: {name}", "squared error", getattr(found, field)) for field, name in fields.items()]
+    return Stage(found.comparisons, rows=rows)
 
 
 def pools(config: Config) -> Stage:
     """Bayes over a pool of M tasks, and ridge, on the pool's tasks and on new ones."""
-    found = pool_errors(config.pool_sizes, pools=config.pools, share=config.share)
+    found = pool_errors(config.pool_sizes, pools=config.pools, prompts=config.pool_prompts, share=config.share)
     fields = ("ridge_pool", "bayes_pool", "ridge_fresh", "bayes_fresh", "distance_fresh")
     names = {
         "bayes_fresh": "Bayes over the pool, new tasks",
@@ -128,6 +158,19 @@ def pools(config: Config) -> Stage:
     }
     panel = by_size("the two Bayes predictors (d = 8, K = 16)", found, names)
     return Stage(found.comparisons, [panel], rows_of("estimators", found, fields))
+
+
+def baselines(config: Config) -> Stage:
+    """Least squares, ridge, averaging, the Lasso and nearest neighbours where no theory says what they reach."""
+    found = measured_baselines(config.estimator_dimension, config.lengths, prompts=config.decompositions // 2)
+    rows = [
+        row(f"{task}, k={k}: {estimator}", "squared error / that of 0", found.errors[place, which, column])
+        for place, task in enumerate(found.tasks)
+        for which, estimator in enumerate(found.estimators)
+        for column, k in enumerate(found.lengths)
+        if np.isfinite(found.errors[place, which, column]).all()
+    ]
+    return Stage([], rows=rows)
 
 
 def linear_layer(config: Config) -> Stage:
@@ -144,7 +187,9 @@ def linear_layer(config: Config) -> Stage:
 def transformer(config: Config) -> Stage:
     """A small transformer trained on pools of M tasks: between Bayes over the pool and ridge."""
     shape = (config.sizes, config.dimension, config.length)
-    found = transformer_on_pools(*shape, NOISE_VARIANCE, config.seeds, model_of(config), config.steps)
+    found = transformer_on_pools(
+        *shape, NOISE_VARIANCE, config.seeds, model_of(config), config.steps, prompts=config.transformer_prompts
+    )
     distances = {
         "fresh_to_bayes": "transformer to Bayes over the pool",
         "fresh_to_ridge": "transformer to ridge",
@@ -186,14 +231,32 @@ def rows_of(name: str, found, fields: tuple[str, ...]) -> list[dict]:
 
 
 STAGES: dict[str, Callable[[Config], Stage]] = {
-    stage.__name__: stage for stage in (prefixes, noise, pools, linear_layer, transformer)
+    stage.__name__: stage for stage in (prefixes, noise, pools, baselines, linear_layer, transformer)
 }
+
+
+def check(config: Config) -> None:
+    """Refuses what is impossible before anything is computed.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    for name, least in LEAST.items():
+        at_least(f"option {name}", getattr(config, name), least)
+    positive("option share", config.share)
+    for name in ("lengths", "pool_sizes"):
+        if not getattr(config, name):
+            raise ValueError(f"the option {name} is empty: give at least one number.")
+        for number in getattr(config, name):
+            at_least(f"option {name}", number, 1)
+    for name in ("linear_sizes", "sizes"):
+        check_sizes(f"option {name}", getattr(config, name))
+    model_of(config)
 
 
 def main(config: Config) -> dict:
     """Runs the stages and returns the summary."""
-    at_least("number of seeds", config.seeds, 2)
-    model_of(config)  # refuses what is impossible before anything is computed
+    check(config)
     return run_stages("icl_task_diversity", config, STAGES)
 
 

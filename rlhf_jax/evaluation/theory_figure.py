@@ -102,7 +102,7 @@ def _draw(axes: Any, panel: Panel) -> None:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(_few_minor_labels)
     if len(names) > 1:
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, markerscale=0.6 if panel.categories else 1.0)
 
 
 def _few_minor_labels(value: float, _: int) -> str:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from rlhf_jax.icl.checks import at_least
+from rlhf_jax.icl.checks import at_least, positive
 from rlhf_jax.icl.mixture import Mixture
 from rlhf_jax.icl.precision import in_float64
 from rlhf_jax.icl.shift import shifted
@@ -93,6 +93,7 @@ def freeze(
     """
     if labels not in ("posterior", "hard"):
         raise ValueError(f'the labels are {labels!r}: give "posterior" or "hard".')
+    length, prompts = at_least("context length N", length, 1), at_least("number of prompts", prompts, 1)
     means, statistics, posterior = _draw(mixture, length, prompts, stratified, jax.random.key(seed))
     targets = posterior
     if labels == "hard":
@@ -109,6 +110,7 @@ def freeze_contexts(mixture: Mixture, length: int, prompts: int, seed: int = 0) 
     """
     if mixture.classes != 2:
         raise ValueError(f"the query is integrated out for two classes only, not {mixture.classes}: use `freeze`.")
+    length, prompts = at_least("context length N", length, 1), at_least("number of prompts", prompts, 1)
     means, statistics, _ = _draw(mixture, length, prompts, False, jax.random.key(seed))
     return Contexts(means, statistics.sums[:, 1] - statistics.sums[:, 0], mixture.matrix)
 
@@ -214,7 +216,7 @@ def check_learning_rate(learning_rate: int | float, smoothness: int | float) -> 
     """Refuses a step with which gradient descent on a loss of smoothness l may diverge.
 
     Raises:
-        ValueError: it is above 2 / l, not above 0, or not finite; the sentence says what l is.
+        ValueError: it is above 2 / l, not above 0, or not finite; the sentence says what l is. Or l is not above 0.
 
     Example:
         >>> check_learning_rate(4.0, smoothness=0.625)
@@ -223,6 +225,7 @@ def check_learning_rate(learning_rate: int | float, smoothness: int | float) -> 
         ValueError: the learning rate is 4, above 2 / l = 3.2, where l = 0.625 is the smoothness of this loss: give at
         most 2 / l, or 1 / l = 1.6, with which every step descends.
     """
+    positive("smoothness l", smoothness)
     if not (np.isfinite(learning_rate) and learning_rate > 0):
         raise ValueError(
             f"the learning rate is {learning_rate:g}: give a finite number above 0 and at most 2 / l = "
@@ -263,7 +266,7 @@ def gradient_descent(
         ValueError: a learning rate as in `check_learning_rate`, or `steps` below 1; before anything is run.
     """
     check_learning_rate(learning_rate, smoothness)
-    at_least("number of steps", steps, 1)
+    steps = at_least("number of steps", steps, 1)
     return _descend(loss, steps, data, np.asarray(start), np.asarray(minimiser), np.float64(learning_rate))
 
 

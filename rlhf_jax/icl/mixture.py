@@ -63,8 +63,7 @@ class Mixture:
     @property
     def root(self) -> np.ndarray:
         """The symmetric square root of Lambda, float64 [d, d]."""
-        values, vectors = self.eigen
-        return (vectors * np.sqrt(values)) @ vectors.T
+        return symmetric_root(self.matrix)
 
     @property
     def inverse(self) -> np.ndarray:
@@ -83,3 +82,14 @@ class Mixture:
         """Whether Lambda is a multiple of the identity, to rounding."""
         values, _ = self.eigen
         return bool(values[-1] - values[0] <= 1e-12 * values[-1])
+
+
+def symmetric_root(covariance: np.ndarray) -> np.ndarray:
+    """The symmetric positive definite R with R R = covariance, float64 [d, d].
+
+    Example:
+        >>> symmetric_root(np.diag([4.0, 9.0])).tolist()
+        [[2.0, 0.0], [0.0, 3.0]]
+    """
+    values, vectors = np.linalg.eigh(covariance)
+    return (vectors * np.sqrt(values)) @ vectors.T

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlhf_jax.icl.checks import check_covariance, check_probabilities
+from rlhf_jax.icl.checks import check_covariance, check_probabilities, positive
 from rlhf_jax.icl.mixture import Mixture
 
 
@@ -105,6 +105,5 @@ def shifted(mixture: Mixture, shift: Shift = NO_SHIFT) -> Law:
     if not 0 <= shift.label_noise <= 1:
         raise ValueError(f"the label noise is {shift.label_noise}: give a probability.")
     scale = mixture.prior_scale if shift.prior_scale is None else shift.prior_scale
-    if not (np.isfinite(scale) and scale > 0):
-        raise ValueError(f"the prior scale of the test is {scale}: give a number above 0.")
-    return Law(mixture, probabilities, covariance, ratios, float(shift.label_noise), float(scale))
+    scale = positive("prior scale of the test", scale)
+    return Law(mixture, probabilities, covariance, ratios, float(shift.label_noise), scale)

@@ -21,14 +21,15 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from rlhf_jax.icl.checks import at_least
+from rlhf_jax.icl.checks import at_least, positive
 from rlhf_jax.icl.mixture import Mixture
 from rlhf_jax.icl.models.linear_attention import reduced_logits
 from rlhf_jax.icl.shift import shifted
-from rlhf_jax.icl.tasks.mixtures import bayes_logits, draw_means, draw_statistics
+from rlhf_jax.icl.tasks.mixtures import Statistics, bayes_logits, draw_means, draw_statistics
 from rlhf_jax.parallel.lanes import over_lanes
 
 Labels = Literal["posterior", "hard"]
+Counts = Literal["exact", "normal"]
 
 
 class Runs(NamedTuple):
@@ -113,7 +114,8 @@ def grid(seeds: Sequence[int], lengths: Sequence[int], prior_scales: Sequence[fl
     """All combinations, the seed changing fastest.
 
     Raises:
-        ValueError: an empty list, a length below 1, or a prior scale that is not above 0.
+        ValueError: an empty list, a seed that is not a whole number from 0 to 2^32 - 1, a length below 1, or a prior
+            scale that is not above 0.
 
     Example:
         >>> grid(seeds=(0, 1), lengths=(10, 100)).lengths.tolist()
@@ -122,11 +124,11 @@ def grid(seeds: Sequence[int], lengths: Sequence[int], prior_scales: Sequence[fl
     for name, values in (("seeds", seeds), ("lengths", lengths), ("prior scales", prior_scales)):
         if not len(values):
             raise ValueError(f"a sweep without {name} has no runs: give at least one.")
-    for length in lengths:
-        at_least("context length N", length, 1)
-    for scale in prior_scales:
-        if not (np.isfinite(scale) and scale > 0):
-            raise ValueError(f"the prior scale is {scale}: give a number above 0.")
+    seeds = [at_least("seed", seed, 0) for seed in seeds]
+    lengths = [at_least("context length N", length, 1) for length in lengths]
+    prior_scales = [positive("prior scale", scale) for scale in prior_scales]
+    if max(seeds) >= 2**32:
+        raise ValueError(f"the seed is {max(seeds)}: give a whole number below 2^32, what a key is made of.")
     scale, length, seed = zip(*itertools.product(prior_scales, lengths, seeds), strict=True)
     return Runs(np.array(seed), np.array(length), np.array(scale, np.float64))
 
@@ -159,11 +161,40 @@ def posterior_cross_entropy(logits: Float[Array, "B c"], target: Float[Array, "B
     return optax.softmax_cross_entropy(logits, jax.nn.softmax(target, axis=-1)).mean()
 
 
+def make_cross_entropy(
+    labels: str,
+) -> Callable[[Float[Array, "B c"], Int[Array, " B"], Float[Array, "B c"]], Float[Array, ""]]:
+    """The mean cross-entropy of a batch, `(logits, query_label, logits of Bayes) -> loss`.
+
+    Args:
+        labels: what the logits are compared with, "posterior" (`posterior_cross_entropy`) or "hard", the class drawn.
+
+    Raises:
+        ValueError: another name.
+
+    Example:
+        >>> hard = make_cross_entropy("hard")
+        >>> round(float(hard(jnp.zeros((1, 2)), jnp.array([1]), jnp.zeros((1, 2)))), 4)
+        0.6931
+    """
+    if labels not in ("posterior", "hard"):
+        raise ValueError(f'the labels are {labels!r}: give "posterior" or "hard".')
+
+    def cross_entropy(
+        logits: Float[Array, "B c"], query_label: Int[Array, " B"], bayes: Float[Array, "B c"]
+    ) -> Float[Array, ""]:
+        if labels == "hard":
+            return optax.softmax_cross_entropy_with_integer_labels(logits, query_label).mean()
+        return posterior_cross_entropy(logits, bayes)
+
+    return cross_entropy
+
+
 def make_loss(
-    mixture: Mixture, batch: int, labels: Labels = "posterior", counts: Literal["exact", "normal"] = "exact"
+    mixture: Mixture, batch: int, labels: Labels = "posterior", counts: Counts = "exact"
 ) -> Callable[[Float[Array, "d d"], Key[Array, ""], Int[Array, ""], Float[Array, ""]], Float[Array, ""]]:
     """The mean loss of a fresh batch, `loss(weights, key, length, prior_scale)`; length and scale may be traced."""
-    law = shifted(mixture)
+    law, cross_entropy = shifted(mixture), make_cross_entropy(labels)
 
     def loss(
         weights: Float[Array, "d d"], key: Key[Array, ""], length: Int[Array, ""], prior_scale: Float[Array, ""]
@@ -172,9 +203,7 @@ def make_loss(
         means = draw_means(for_means, law, batch, prior_scale)
         prompts = draw_statistics(for_prompts, law, means, length, counts=counts)
         logits = reduced_logits(weights, prompts.sums, prompts.query)
-        if labels == "hard":
-            return optax.softmax_cross_entropy_with_integer_labels(logits, prompts.query_label).mean()
-        return posterior_cross_entropy(logits, bayes_logits(law, means, prompts.query))
+        return cross_entropy(logits, prompts.query_label, bayes_logits(law, means, prompts.query))
 
     return loss
 
@@ -187,7 +216,7 @@ def make_sweep(
     stride: int | None = None,
     average_from: int = 0,
     labels: Labels = "posterior",
-    counts: Literal["exact", "normal"] = "exact",
+    counts: Counts = "exact",
     rule: Literal["auto", "vmap", "map"] = "auto",
     devices: Sequence[jax.Device] | None = None,
 ) -> Callable[[Lanes], tuple[Lanes, Log]]:
@@ -201,7 +230,7 @@ def make_sweep(
         steps: updates.
         batch: fresh prompts an update.
         stride: updates between entries of the log; None: one entry, at the end.
-        average_from: the update (from 0) from which W is averaged.
+        average_from: the update (from 0) from which W is averaged; it may belong to a later call.
         labels: what the loss compares with, Bayes' posterior or the label drawn.
         counts: how label counts are drawn, see `tasks.mixtures.draw_statistics`.
         rule: how lanes are batched, see `parallel.lanes.over_lanes`.
@@ -211,13 +240,14 @@ def make_sweep(
         `advance(lanes) -> (lanes, log)`.
 
     Raises:
-        ValueError: a count below 1, or a stride that does not divide the steps.
+        ValueError: a count below 1, a stride that does not divide the steps, `average_from` below 0, or other labels.
     """
     stride = steps if stride is None else stride
     for name, value in (("number of steps", steps), ("batch", batch), ("stride of the log", stride)):
         at_least(name, value, 1)
     if steps % stride:
         raise ValueError(f"the stride of the log is {stride}: give a divisor of the {steps} steps.")
+    at_least("first update that is averaged", average_from, 0)
     loss = make_loss(mixture, batch, labels, counts)
 
     def update(lane: Lanes, _: None) -> tuple[Lanes, Array]:
@@ -247,6 +277,8 @@ def train(
     steps: int,
     batch: int,
     stride: int | None = None,
+    average_from: int = 0,
+    counts: Counts = "exact",
     **options: Any,
 ) -> Sweep:
     """Trains all runs from W = 0 in one program and brings the results to the host.
@@ -260,10 +292,30 @@ def train(
         steps: updates.
         batch: prompts an update.
         stride: updates between entries of the log.
-        **options: `average_from`, `labels`, `counts`, `rule` and `devices` of `make_sweep`.
+        average_from: the update from which W is averaged, below `steps`.
+        counts: how label counts are drawn; "normal" needs every length to be long enough for it.
+        **options: `labels`, `rule` and `devices` of `make_sweep`.
+
+    Raises:
+        ValueError: what `make_sweep` refuses, an average that would begin after the last update, or a length that is
+            too short for normal counts.
     """
-    advance = make_sweep(mixture, optimizer, steps, batch, stride, **options)
+    advance = make_sweep(mixture, optimizer, steps, batch, stride, average_from, counts=counts, **options)
+    if average_from >= steps:
+        raise ValueError(f"W is averaged from update {average_from} on: give one below the {steps} steps.")
+    _check_counts(mixture, int(runs.lengths.min()), counts)
     lanes, log = advance(start(mixture, runs, optimizer))
     every = steps if stride is None else stride
     weights, averaged, history, losses = map(np.asarray, (lanes.weights, lanes.averaged, *log))
     return Sweep(runs, weights, averaged, np.arange(every, steps + 1, every), history, losses)
+
+
+def _check_counts(mixture: Mixture, length: int, counts: Counts) -> None:
+    """Refuses what `draw_statistics` refuses of a length that is not traced; nothing is computed."""
+    law = shifted(mixture)
+
+    def draw(key: Key[Array, ""]) -> Statistics:
+        for_means, for_prompts = jax.random.split(key)
+        return draw_statistics(for_prompts, law, draw_means(for_means, law, 1), length, counts=counts)
+
+    jax.eval_shape(draw, jax.random.key(0))

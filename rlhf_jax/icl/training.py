@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from rlhf_jax.icl.checks import at_least
 from rlhf_jax.types import Params
 
 
@@ -38,12 +39,16 @@ def fit(
         loss: `loss(params, key)` draws a batch with the key and gives its mean loss.
         params: where training starts.
         optimizer: of optax.
-        steps: number of updates.
+        steps: number of updates, at least 1.
         key: step i draws with `fold_in(key, i)`.
 
     Returns:
         The parameters and losses.
+
+    Raises:
+        ValueError: steps below 1.
     """
+    at_least("number of steps", steps, 1)
     half = steps // 2
 
     def step(carry: tuple, number: Array) -> tuple[tuple, Array]:

@@ -126,6 +126,11 @@ class Block(nn.Module):
         return constrain(stream + after("feed_forward", fed), "batch", "tokens", None), keys_and_values
 
 
+def _are_embeddings(tokens: Array) -> bool:
+    """Whether tokens are vectors, by their type: ids are whole numbers whatever their shape."""
+    return jnp.issubdtype(tokens.dtype, jnp.floating)
+
+
 class Transformer(nn.Module):
     """The trunk as a Linen module; use it through `init` and `apply` below."""
 
@@ -143,7 +148,7 @@ class Transformer(nn.Module):
         config = self.config if cache is None else dataclasses.replace(self.config, attention="reference")
         places = places_of(mask, cache, segments)
         positions = places.positions
-        if tokens.ndim == 3:
+        if _are_embeddings(tokens):
             x = tokens.astype(config.dtype)
         else:
             x = Table(config, config.vocab_size, "vocabulary", name="embed")(tokens)
@@ -219,9 +224,14 @@ def apply_trunk(
 
     Raises:
         ValueError: when the sequence, or the cache that is to hold it, is longer than the model's context; when packed
-            rows come with a cache; or when embeddings are not of the model's width.
+            rows come with a cache; or when tokens are neither ids nor embeddings of the model's width.
     """
-    if tokens.ndim == 3 and tokens.shape[2] != config.width:
+    if tokens.ndim != (3 if _are_embeddings(tokens) else 2):
+        raise ValueError(
+            f"tokens of the type {tokens.dtype} and the shape {tokens.shape} are neither whole numbers [B, N] nor "
+            "embeddings of a floating type [B, N, D]: give one of these."
+        )
+    if _are_embeddings(tokens) and tokens.shape[2] != config.width:
         raise ValueError(
             f"embeddings have {tokens.shape[2]} entries and the model's width is {config.width}: project them."
         )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ def test_it_times_every_comparison_and_the_sweep_equals_single_runs(script, tmp_
     config = dataclasses.replace(script.PRESETS["tiny"], out=tmp_path / "run")
     result = script.main(config)
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == result
-    assert len(result["rows"]) == 10 + 3
+    assert len(result["rows"]) == 14 + 3
+    names = [row["name"] for row in result["rows"]]
+    assert len(set(names)) == len(names)
+    assert names[1] == "2 seeds × 2 lengths, one program, all devices (8): prompts"
     assert all(row["mean"] > 0 for row in result["rows"])
     assert [check["pass"] for check in result["checks"]] == [True]
 
@@ -24,15 +28,32 @@ def test_a_ratio_by_hand(script):
     assert found["ci95"] == pytest.approx([6 * np.exp(-half), 6 * np.exp(half)], rel=1e-3)
 
 
-def test_calls_take_turns(script):
+def test_calls_take_turns_and_preparations_are_not_timed(script):
     order = []
-    found = script.seconds_of(lambda: order.append("a"), lambda: order.append("b"), repeats=2)
-    assert order == ["a", "b", "a", "b"]
+
+    def prepare(name, seconds=0.0):
+        time.sleep(seconds)
+        order.append(f"prepare {name}")
+        return lambda: order.append(name)
+
+    found = script.seconds_of(lambda: prepare("a", 0.1), lambda: prepare("b"), repeats=2)
+    assert order == ["prepare a", "a", "prepare b", "b"] * 2
     assert found.shape == (2, 2) and (found > 0).all()
+    assert found.max() < 0.1  # what is prepared is not timed
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"), [({"repeats": 1}, "at least 2 repeats"), ({"lengths": (0,)}, "the context length N is 0")]
+    ("changes", "sentence"),
+    [
+        ({"repeats": 1}, "the option repeats is 1: give a whole number of at least 2"),
+        ({"lengths": (0,)}, "the context length N is 0"),
+        ({"dimension": 0}, "the dimension d is 0"),
+        ({"steps": 0}, "the option steps is 0"),
+        ({"batch": 0}, "the option batch is 0"),
+        ({"seeds": 0}, "the option seeds is 0"),
+        ({"raw_seeds": 0}, "the option raw_seeds is 0"),
+        ({"raw_lengths": (10, 0)}, "the context length of raw prompts is 0"),
+    ],
 )
 def test_bad_options_are_refused_before_anything_runs(script, tmp_path, changes, sentence):
     with pytest.raises(ValueError, match=sentence):

@@ -187,11 +187,17 @@ def test_a_learning_rate_above_two_over_l_is_refused_before_anything_is_run():
     with pytest.raises(ValueError, match="number of steps is 0"):
         descent.gradient_descent(never, None, zero, zero, 1.0, 0, 0.5)
     descent.check_learning_rate(4.0, 0.5)
+    for smoothness in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=r"smoothness l is .*: give a number above 0"):
+            descent.gradient_descent(never, None, zero, zero, 1.0, 10, smoothness)
 
 
 def test_other_mistakes_are_named():
     with pytest.raises(ValueError, match="two classes only, not 3"):
         descent.freeze_contexts(Mixture(2, 3), 10, 10)
+    for length, prompts in ((0, 10), (-5, 10), (10, 0)):
+        with pytest.raises(ValueError, match="give a whole number of at least 1"):
+            descent.freeze(Mixture(2), length, prompts)
     one = descent.freeze(Mixture(2), 10, 1, labels="hard")  # separable: the loss has no minimum
     with pytest.raises(ValueError, match="found no minimiser"):
         descent.newton(descent.frozen_loss, one, np.zeros((2, 2)))

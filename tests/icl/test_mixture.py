@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from rlhf_jax.icl.checks import check_probabilities
-from rlhf_jax.icl.mixture import Mixture
+from rlhf_jax.icl.mixture import Mixture, symmetric_root
 
 COVARIANCE = [[1.0, 0.4, 0.1], [0.4, 0.8, -0.2], [0.1, -0.2, 0.6]]
 
@@ -10,6 +9,7 @@ COVARIANCE = [[1.0, 0.4, 0.1], [0.4, 0.8, -0.2], [0.1, -0.2, 0.6]]
 def test_roots_and_inverses_are_those_of_the_covariance():
     mixture = Mixture(3, covariance=COVARIANCE)
     np.testing.assert_allclose(mixture.root @ mixture.root, COVARIANCE, atol=1e-14)
+    np.testing.assert_array_equal(symmetric_root(np.array(COVARIANCE)), mixture.root)
     np.testing.assert_allclose(mixture.inverse @ COVARIANCE, np.eye(3), atol=1e-14)
     assert not mixture.isotropic and Mixture(3, covariance=2 * np.eye(3)).isotropic
 
@@ -38,12 +38,3 @@ def test_a_mixture_can_be_compared_and_hashed():
 def test_impossible_mixtures_are_refused(fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         Mixture(**fields)
-
-
-@pytest.mark.parametrize(
-    ("probabilities", "sentence"),
-    [([0.5, 0.4], "sum to 0.9"), ([1.2, -0.2], "none below 0"), ([1.0], "1 class probabilities for 2 classes")],
-)
-def test_probabilities_that_are_none_are_refused(probabilities, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        check_probabilities(probabilities, 2)

@@ -9,7 +9,18 @@ import pytest
 from rlhf_jax.icl.mixture import Mixture
 from rlhf_jax.icl.models.linear_attention import reduced_logits
 from rlhf_jax.icl.shift import shifted
-from rlhf_jax.icl.sweep import Log, Runs, Sweep, grid, make_loss, make_sweep, posterior_cross_entropy, start, train
+from rlhf_jax.icl.sweep import (
+    Log,
+    Runs,
+    Sweep,
+    grid,
+    make_cross_entropy,
+    make_loss,
+    make_sweep,
+    posterior_cross_entropy,
+    start,
+    train,
+)
 from rlhf_jax.icl.tasks.mixtures import bayes_logits, draw_means, draw_statistics
 from rlhf_jax.parallel.lanes import over_lanes
 
@@ -53,8 +64,9 @@ def test_a_run_is_stochastic_descent_written_out(alone):
         posterior = jax.nn.softmax(bayes_logits(law, means, prompts.query))
         return -jnp.mean(jnp.sum(posterior * jax.nn.log_softmax(logits), axis=-1))
 
+    gradient_of = jax.jit(jax.value_and_grad(loss))
     for step, rate in enumerate((2.0, 2.0, 0.5, 0.5)):
-        value, gradient = jax.value_and_grad(loss)(weights, jax.random.fold_in(jax.random.key(1), step))
+        value, gradient = gradient_of(weights, jax.random.fold_in(jax.random.key(1), step))
         weights = weights - rate * gradient
         trail.append(weights)
         losses.append(value)
@@ -82,7 +94,7 @@ def test_a_sweep_is_its_runs_one_by_one(alone, rule, devices):
 
 def test_devices_do_not_communicate():
     optimizer = optax.sgd(RATE)
-    advance = make_sweep(MIXTURE, optimizer, devices=jax.devices(), **SIZE)
+    advance = make_sweep(MIXTURE, optimizer, stride=2, rule="map", devices=jax.devices(), **SIZE)
     lanes = jax.eval_shape(lambda: start(MIXTURE, RUNS, optimizer))
     text = advance.lower(lanes).compile().as_text()
     assert "num_partitions=8" in text
@@ -138,6 +150,12 @@ def test_posterior_cross_entropy_by_hand():
         (lambda: grid((), (10,)), "a sweep without seeds has no runs"),
         (lambda: grid((0,), (0,)), "the context length N is 0"),
         (lambda: grid((0,), (10,), (-1.0,)), "the prior scale is -1.0"),
+        (lambda: grid((-1,), (10,)), "the seed is -1: give a whole number of at least 0"),
+        (lambda: grid((0, 2**32), (10,)), "the seed is 4294967296: give a whole number below"),
+        (lambda: make_cross_entropy("Hard"), 'the labels are \'Hard\': give "posterior" or "hard"'),
+        (lambda: make_sweep(MIXTURE, optax.sgd(1.0), 4, 8, average_from=-1), "first update that is averaged is -1"),
+        (lambda: train(MIXTURE, RUNS, optax.sgd(1.0), 4, 8, average_from=4), "from update 4 on: give one below the 4"),
+        (lambda: train(MIXTURE, RUNS, optax.sgd(1.0), 4, 8, counts="normal"), "normal counts in a context of 3 examp"),
         (lambda: make_sweep(MIXTURE, optax.sgd(1.0), 0, 8), "the number of steps is 0"),
         (lambda: make_sweep(MIXTURE, optax.sgd(1.0), 4, 0), "the batch is 0"),
         (lambda: make_sweep(MIXTURE, optax.sgd(1.0), 4, 8, stride=3), "the stride of the log is 3: give a divisor of"),

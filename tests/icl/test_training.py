@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from rlhf_jax.icl.training import fit
 
@@ -20,3 +21,8 @@ def test_fit_is_gradient_descent_written_out(key):
     np.testing.assert_allclose(found.losses, losses, rtol=1e-6)
     np.testing.assert_allclose(found.params, weights[-1], rtol=1e-6)
     np.testing.assert_allclose(found.averaged, np.mean(weights[3:]), rtol=1e-6)
+
+
+def test_no_steps_are_refused(key):
+    with pytest.raises(ValueError, match="the number of steps is 0: give a whole number of at least 1"):
+        fit(lambda weight, key: weight**2, jnp.float32(0.5), optax.sgd(0.1), 0, key)

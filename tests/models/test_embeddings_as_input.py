@@ -1,6 +1,7 @@
 """The trunk on embeddings in place of token ids: the same numbers, no table needed, gradients to the embeddings."""
 
 import dataclasses
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,14 @@ def test_no_gradient_flows_from_a_state_to_later_embeddings(config, params):
     strength = np.abs(np.asarray(jacobian(rows))).max(axis=-1)
     assert (strength[np.triu_indices(6, 1)] == 0).all()
     assert (strength[np.tril_indices(6)] > 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    "tokens", [jnp.zeros((1, 2, 16), jnp.int32), jnp.zeros((1, 2)), jnp.zeros((1, 2, 4, 4))], ids=lambda one: one.shape
+)
+def test_tokens_that_are_neither_ids_nor_embeddings_are_refused(config, params, tokens):
+    with pytest.raises(ValueError, match=r"are neither whole numbers .* nor embeddings"):
+        inspect.unwrap(apply_trunk)(config, params["trunk"], tokens, jnp.ones((1, 2), bool))
 
 
 def test_embeddings_of_another_width_or_beyond_the_context_are_refused(config, params):

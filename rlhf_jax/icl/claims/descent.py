@@ -6,8 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_jax.icl.comparison import Comparison, within
+from rlhf_jax.icl.checks import at_least
+from rlhf_jax.icl.claims.minimisers import EXAMPLE
+from rlhf_jax.icl.comparison import Comparison, standard_error, within
 from rlhf_jax.icl.descent import (
+    Contexts,
     Frozen,
     Path,
     freeze,
@@ -22,8 +25,6 @@ from rlhf_jax.icl.descent import (
 from rlhf_jax.icl.mixture import Mixture
 from rlhf_jax.icl.theory import curvature
 from rlhf_jax.icl.theory.minimiser import isotropic_weight, minimiser
-
-CORRELATED = ((1.0, 0.4, 0.1), (0.4, 0.8, -0.2), (0.1, -0.2, 0.6))
 
 
 class Rates(NamedTuple):
@@ -52,12 +53,14 @@ def rates(
     prompts: int = 200_000,
     steps: int = 400,
     integrated: bool = False,
+    blocks: int = 10,
     seed: int = 0,
 ) -> Rates:
     """Gradient descent with eta = 1 / l on a frozen population has the slope 2 log(1 - eta lambda_min) from any start.
 
     The slope is predicted twice: by the Hessian of this population (within 0.5 %: only the tail of faster modes is
-    left), and with no data at all, by the l and the lambda_min of theory (2 %: lambda_min of drawn prompts differs).
+    left), and with no data at all, by the l and the lambda_min of theory (2 %: lambda_min of drawn prompts differs, and
+    this row has a standard error, from the minimisers of blocks of prompts). Given the prompts nothing else is random.
 
     Args:
         dimension: d; Lambda = I, two classes.
@@ -65,6 +68,7 @@ def rates(
         prompts: of the frozen population.
         steps: the slope is read off the last quarter of them, straightness from the second quarter.
         integrated: with query and label integrated out, in place of drawn queries with Bayes' posterior.
+        blocks: of prompts, >= 2.
         seed: of the population, and of the random start.
     """
     mixture = Mixture(dimension)
@@ -81,9 +85,12 @@ def rates(
     paths = {
         name: gradient_descent(loss, data, start, least, learning_rate, steps, bound) for name, start in begin.items()
     }
+    parts = _blocks(data, blocks)
+    slopes = [curvature.rate(learning_rate, hessian(loss, newton(loss, part, least), part)) for part in parts]
+    error = float(standard_error(np.array(slopes)))
     comparisons = []
     for name, path in paths.items():
-        comparisons += _rows(path, f"d={dimension}, N={length}, {name}", exact, ideal)
+        comparisons += _rows(path, f"d={dimension}, N={length}, {name}", exact, ideal, error)
     return Rates(
         comparisons=comparisons,
         steps=np.arange(steps + 1),
@@ -115,9 +122,9 @@ def spectrum(
     weight, _ = isotropic_weight(mixture, length)
     predicted = np.array(curvature.isotropic_spectrum(mixture, weight, length, points=points))
     data = freeze(mixture, length, prompts, seed)
-    parts = [Frozen(*rows) for rows in zip(*(np.array_split(array, blocks) for array in data), strict=True)]
+    parts = _blocks(data, blocks)
     found = np.array([_modes(hessian(frozen_loss, weight * np.eye(d), part)) for part in parts])
-    errors = found.std(axis=0, ddof=1) / math.sqrt(blocks)
+    errors = standard_error(found)
     own = hessian(frozen_loss, newton(frozen_loss, data, weight * np.eye(d)), data)
     nearest = np.abs(np.log(np.linalg.eigvalsh(own))[:, None] - np.log(predicted)).argmin(axis=1)
     rows = []
@@ -133,8 +140,8 @@ def spectrum(
 def smoothness_at_zero(
     settings: Sequence[tuple[Mixture, int]] = (
         (Mixture(4), 50),
-        (Mixture(3, covariance=CORRELATED, prior_scale=0.7), 20),
-        (Mixture(3, classes=3, covariance=CORRELATED), 100),
+        (Mixture(3, covariance=EXAMPLE.covariance, prior_scale=0.7), 20),
+        (Mixture(3, classes=3, covariance=EXAMPLE.covariance), 100),
     ),
     prompts: int = 4_000_000,
     block: int = 200_000,
@@ -164,7 +171,7 @@ def smoothness_at_zero(
         name = (
             f"lambda_max at W=0 (d={mixture.dimension}, c={mixture.classes}, N={length}, scale {mixture.prior_scale:g})"
         )
-        error = drawn.std() / math.sqrt(len(drawn))
+        error = float(standard_error(drawn))
         rows.append(within(name, values[-1], drawn.mean(), share=0.005, standard_error=error))
     return rows
 
@@ -172,13 +179,15 @@ def smoothness_at_zero(
 def anisotropic_rate(length: int = 100, prompts: int = 50_000, steps: int = 2000, seed: int = 0) -> list[Comparison]:
     """The rate for a correlated covariance, where the condition number is larger: slope within 0.5 %.
 
+    Both slopes are of the same prompts, given which nothing is random: there is no standard error.
+
     Args:
         length: N.
         prompts: of the frozen population.
         steps: the slope is read off the last quarter.
         seed: of the draws.
     """
-    mixture = Mixture(3, covariance=CORRELATED)
+    mixture = EXAMPLE
     data = freeze(mixture, length, prompts, seed)
     bound = smoothness(data)
     least = newton(frozen_loss, data, minimiser(mixture, length))
@@ -188,7 +197,15 @@ def anisotropic_rate(length: int = 100, prompts: int = 50_000, steps: int = 2000
     return [within(f"slope of log |W - W*|^2 (correlated Lambda, N={length})", predicted, measured, share=0.005)]
 
 
-def _rows(path: Path, name: str, exact: float, ideal: float) -> list[Comparison]:
+def _blocks(data: Frozen | Contexts, count: int) -> list[Frozen | Contexts]:
+    """The prompts in blocks of one size; a remainder is left out."""
+    size = len(data[0]) // at_least("number of blocks", count, 2)
+    slices = [slice(number * size, (number + 1) * size) for number in range(count)]
+    names = [name for name in data._fields if name != "covariance"]  # which all prompts share
+    return [data._replace(**{name: getattr(data, name)[rows] for name in names}) for rows in slices]
+
+
+def _rows(path: Path, name: str, exact: float, ideal: float, error: float) -> list[Comparison]:
     steps = len(path.loss_gap) - 1
     last, second = slice(3 * steps // 4, steps + 1), slice(steps // 4, steps // 2 + 1)
     distance, _ = _line(np.log(path.squared_distance[last]))
@@ -197,7 +214,7 @@ def _rows(path: Path, name: str, exact: float, ideal: float) -> list[Comparison]
     return [
         within(f"slope of log |W - W*|^2 ({name})", exact, distance, share=0.005),
         within(f"slope of log loss gap ({name})", exact, gap, share=0.005),
-        within(f"slope without data ({name})", ideal, distance, share=0.02),
+        within(f"slope without data ({name})", ideal, distance, share=0.02, standard_error=error),
         Comparison(f"R^2 of the line, second quarter ({name})", 1.0, straight, tolerance=1e-4),
         Comparison(f"steps that raise the loss ({name})", 0.0, float(np.sum(np.diff(path.loss_gap) >= 0))),
     ]

@@ -7,7 +7,7 @@ gets depends on its size and its training.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,13 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from rlhf_jax.icl.checks import at_least
-from rlhf_jax.icl.comparison import Comparison, within
+from rlhf_jax.icl.comparison import Comparison, standard_error, within
 from rlhf_jax.icl.estimators.ridge import ridge_prefixes
 from rlhf_jax.icl.estimators.task_pools import pool_prefixes
+from rlhf_jax.icl.models.linear_attention import label_mean, reduced_prediction
 from rlhf_jax.icl.models.transformer import VectorModel, init_vector_model, regression_predictions
 from rlhf_jax.icl.tasks.pools import draw_pool, draw_pool_prompts
-from rlhf_jax.icl.tasks.regression import Regression, draw_regression
+from rlhf_jax.icl.tasks.regression import Regression, RegressionPrompt, draw_regression
 from rlhf_jax.icl.theory import gradient_flow
 from rlhf_jax.icl.theory import pool as theory
 from rlhf_jax.icl.training import fit
@@ -81,6 +82,7 @@ def linear_layer_on_pools(
     Raises:
         ValueError: a size that does not divide the largest.
     """
+    at_least("number of steps", steps, 1)
     pools = tiled_pools(sizes, seeds, dimension)
     setting = Regression(dimension, noise_variance=noise_variance)
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps, alpha=0.01))
@@ -90,8 +92,8 @@ def linear_layer_on_pools(
 
         def loss(matrix: Float[Array, "d d"], key: Key[Array, ""]) -> Float[Array, ""]:
             drawn = draw_pool_prompts(key, setting, pool, batch, length)
-            moment = jnp.einsum("bnd,bn->bd", drawn.inputs, drawn.targets) / length
-            return jnp.mean((jnp.einsum("bd,de,be->b", drawn.query, matrix, moment) - drawn.query_target) ** 2)
+            prediction = reduced_prediction(matrix, label_mean(drawn.inputs, drawn.targets), drawn.query)
+            return jnp.mean((prediction - drawn.query_target) ** 2)
 
         return fit(loss, jnp.zeros((dimension, dimension)), optimizer, steps, key).averaged
 
@@ -130,7 +132,7 @@ class TransformerPools(NamedTuple):
     """Transformers trained on pools; squared differences / d averaged over prefixes and prompts, each [sizes, seeds].
 
     Attributes:
-        comparisons: each error is that of Bayes and the distance to Bayes; no other theory of these is known.
+        comparisons: of the two Bayes predictors, and for M = 1 that the network learnt its task by heart.
         sizes: M, [sizes].
         pool_error: to the noiseless target, on tasks of the pool.
         fresh_error: the same on new tasks.
@@ -165,15 +167,19 @@ def transformer_on_pools(
     batch: int = 64,
     rate: float = 4e-3,
     prompts: int = 1024,
-    report: Any = None,
 ) -> TransformerPools:
     """Trains small transformers on pools and measures which of two Bayes predictors they are close to.
 
     Tokens and loss are those of Garg et al. 2022 (arXiv 2208.01066): x_1, y_1, .., x_K, squared error at every prefix;
     tasks and measures those of Raventos et al. 2023 (arXiv 2306.15063). Adam, a linear warm-up over a tenth of the
-    steps, then a cosine to 0. The one exact statement is Pythagoras': as Bayes' prediction is the conditional mean,
-    E |f - target|^2 = E |Bayes - target|^2 + E |f - Bayes|^2 for any network f, with Bayes over the pool on its tasks,
-    and with ridge on new ones.
+    steps, then a cosine to 0.
+
+    Two things are known. Pythagoras' theorem: E |f - target|^2 = E |Bayes - target|^2 + E |f - Bayes|^2 for every f of
+    the prompt, trained or not, if Bayes' prediction is the conditional mean: a check of the two predictors, Bayes over
+    the pool on its tasks and ridge on new ones. And for M = 1, whose Bayes predictor makes no error: ridge is the best
+    that can be done without knowing the task (in the mean over tasks), so a network with a smaller error than ridge has
+    learnt the task by heart. One that was not trained makes a larger one, because even to predict 0 does worse than
+    ridge.
 
     Args:
         sizes: M; each divides the largest.
@@ -186,11 +192,12 @@ def transformer_on_pools(
         batch: prompts an update.
         rate: peak learning rate.
         prompts: of each measurement.
-        report: called with the name of each size when it is done; None: nothing.
 
     Raises:
-        ValueError: a size that does not divide the largest, or a model of another token width.
+        ValueError: a size that does not divide the largest, a model of another token width, or fewer than two steps.
     """
+    check_sizes("pool sizes", sizes)
+    at_least("number of steps", steps, 2)
     if model is None:
         model = VectorModel(token_width=dimension, outputs=1, context_length=2 * length - 1, layers=2)
     pools = tiled_pools(sizes, seeds, dimension)
@@ -209,8 +216,8 @@ def transformer_on_pools(
         params = fit(loss, init_vector_model(model, keys[0]), optimizer, steps, keys[1]).params
         known = draw_pool_prompts(keys[2], setting, pool, prompts, length)
         fresh = draw_regression(keys[3], setting, prompts, length)
-        found = []
-        for drawn in (known, fresh):
+
+        def measure(drawn: RegressionPrompt) -> Float[Array, "six prompts"]:
             truth = jnp.einsum("bkd,bd->bk", drawn.inputs, drawn.weights, precision="highest")
             network = regression_predictions(model, params, drawn.inputs, drawn.targets)
             bayes = pool_prefixes(drawn.inputs, drawn.targets, pool, noise_variance)
@@ -223,18 +230,17 @@ def transformer_on_pools(
                 (bayes, truth),
                 (ridge, truth),
             )
-            found += [jnp.mean((a - b) ** 2, axis=1) / dimension for a, b in pairs]
-        return jnp.stack(found)
+            return jnp.stack([jnp.mean((a - b) ** 2, axis=1) / dimension for a, b in pairs])
+
+        return jax.lax.map(measure, jax.tree.map(lambda *both: jnp.stack(both), known, fresh)).reshape(-1, prompts)
 
     program = jax.jit(over_lanes(one))
     found = []
-    for place, size in enumerate(sizes):
+    for place in range(len(sizes)):
         keys = jax.random.split(jax.random.fold_in(jax.random.key(2), place), seeds)
         found.append(np.asarray(program((pools[place], keys)), np.float64))
-        if report is not None:
-            report(f"M={size}")
     every = np.stack(found)  # [sizes, seeds, measures, prompts]
-    (error, to_bayes, to_ridge, _, of_bayes, _), (new, new_to_bayes, new_to_ridge, apart, _, of_ridge) = (
+    (error, to_bayes, to_ridge, _, of_bayes, by_ridge), (new, new_to_bayes, new_to_ridge, apart, _, of_ridge) = (
         np.moveaxis(half, 2, 0) for half in np.split(every, 2, axis=2)
     )
     rows = []
@@ -244,14 +250,25 @@ def transformer_on_pools(
             ("new tasks", new, of_ridge, new_to_ridge),
         ):
             gap = (whole - bayes - distance)[place].ravel()
-            gap_error = float(gap.std(ddof=1) / np.sqrt(gap.size))
+            spread = float(standard_error(gap))
             rows.append(
                 Comparison(
-                    f"transformer, M={size}: error/d on {name} = Bayes + distance",
+                    f"Bayes on {name}, M={size}: a network's error/d is that of Bayes + its distance to Bayes",
                     float((bayes + distance)[place].mean()),
                     float(whole[place].mean()),
-                    gap_error,
-                    tolerance=max(4 * gap_error, 1e-5),  # for M = 1 both are the same, to the rounding of float32
+                    spread,
+                    tolerance=max(4 * spread, 1e-5),  # for M = 1 both are the same, to the rounding of float32
+                )
+            )
+        if size == 1:
+            of_seeds = error[place].mean(axis=-1)
+            rows.append(
+                Comparison(
+                    "trained transformer, M=1: error/d on its task, below that of ridge (the tolerance)",
+                    0.0,
+                    float(of_seeds.mean()),
+                    float(standard_error(of_seeds)),
+                    tolerance=float(by_ridge[place].mean()),
                 )
             )
     means = (one.mean(axis=-1) for one in (error, new, to_bayes, to_ridge, new_to_bayes, new_to_ridge, apart, of_ridge))
@@ -264,18 +281,36 @@ def tiled_pools(sizes: Sequence[int], seeds: int, dimension: int, seed: int = 0)
     Repetition changes neither a uniform draw nor Bayes over the pool, and one compiled program serves all sizes.
 
     Raises:
-        ValueError: a size below 1, or one that does not divide the largest.
+        ValueError: no size, one that is not whole or below 1, or one that does not divide the largest.
 
     Example:
         >>> pools = tiled_pools((1, 4), seeds=1, dimension=2)
         >>> pools.shape, bool((pools[0, 0] == pools[1, 0, 0]).all())
         ((2, 1, 4, 2), True)
     """
+    check_sizes("pool sizes", sizes)
     largest = max(sizes)
-    for size in sizes:
-        at_least("pool size M", size, 1)
-        if largest % size:
-            raise ValueError(f"the pool size {size} does not divide the largest, {largest}: give powers of two.")
     keys = jax.random.split(jax.random.key(seed), seeds)
     drawn = [draw_pool(key, largest, dimension) for key in keys]
     return jnp.stack([jnp.stack([jnp.tile(one[:size], (largest // size, 1)) for one in drawn]) for size in sizes])
+
+
+def check_sizes(name: str, sizes: Sequence[int]) -> None:
+    """Refuses pool sizes that `tiled_pools` cannot give.
+
+    Raises:
+        ValueError: there is none, one is not whole or below 1, or does not divide the largest.
+
+    Example:
+        >>> check_sizes("pool sizes", (3, 4))
+        Traceback (most recent call last):
+            ...
+        ValueError: of the pool sizes, 3 does not divide the largest, 4: give powers of two.
+    """
+    if not sizes:
+        raise ValueError(f"the {name} are empty: give at least one.")
+    for size in sizes:
+        at_least(name, size, 1)
+    for size in sizes:
+        if max(sizes) % size:
+            raise ValueError(f"of the {name}, {size} does not divide the largest, {max(sizes)}: give powers of two.")

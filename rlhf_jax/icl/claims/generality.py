@@ -8,24 +8,24 @@ averaging over labels.
 
 import dataclasses
 import math
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 from scipy.special import log_softmax, softmax
 
 from rlhf_jax.icl.checks import at_least
-from rlhf_jax.icl.comparison import Comparison, within_errors
+from rlhf_jax.icl.comparison import Comparison, standard_error, within_errors
 from rlhf_jax.icl.mixture import Mixture
 from rlhf_jax.icl.theory import inference
 from rlhf_jax.icl.theory.curvature import hessian, hessian_at_zero, smoothness
 from rlhf_jax.icl.theory.expansion import first_order
-from rlhf_jax.icl.theory.inference import Estimated
-from rlhf_jax.icl.theory.losses import cross_entropy, gradient
+from rlhf_jax.icl.theory.inference import Estimated, estimated
+from rlhf_jax.icl.theory.losses import bayes_error, bayes_loss, cross_entropy, gradient
 from rlhf_jax.icl.theory.minimiser import POINTS, replicates
 from rlhf_jax.icl.theory.population import Population, draw, mirrored
 
 NUMBERS = 2**22  # drawn at a time
+STEEPEST = "(c/2) lambda_max at W=0"
 
 
 class Predictions(NamedTuple):
@@ -77,28 +77,28 @@ def predictions(
     Raises:
         ValueError: a length or a number that is too small.
     """
-    at_least("test length M", test_length, 1)
-    at_least("number of seeds", seeds, 2)
+    length = at_least("context length N", length, 1)
+    test_length = at_least("test length M", test_length, 1)
+    seeds = at_least("number of seeds", seeds, 2)
     found = replicates(mixture, length, seeds, points=points, seed=seed)
     weights, numbers = found.mean(axis=0), range(seed, seed + seeds)
     populations = [draw(mixture, points, number) for number in numbers]
     bends = [hessian(mixture, weights, length, points=points, seed=number) for number in numbers]
     flattest = np.linalg.eigh(np.mean(bends, axis=0))[1][:, 0]
-    posteriors = [softmax(one.logits, axis=1) for one in populations]
     correction = first_order(mixture, points=points, seed=seed)
     return Predictions(
         weights=weights,
-        weights_error=found.std(axis=0, ddof=1) / math.sqrt(seeds),
+        weights_error=standard_error(found),
         first_order=correction,
-        loss=_estimated(np.mean([cross_entropy(o, weights, length).mean() for o in _pair(p)]) for p in populations),
-        bayes_loss=_estimated(-np.mean(np.sum(q * np.log(q + 1e-300), axis=1)) for q in posteriors),
-        bayes_error=_estimated(1 - q.max(axis=1).mean() for q in posteriors),
+        loss=estimated(np.mean([cross_entropy(o, weights, length).mean() for o in _pair(p)]) for p in populations),
+        bayes_loss=estimated(bayes_loss(mixture, points, number) for number in numbers),
+        bayes_error=estimated(bayes_error(mixture, points, number) for number in numbers),
         total_variation=inference.total_variation(mixture, weights, test_length, points, numbers),
-        total_variation_bound=_estimated(inference.bound(p, weights, test_length).mean() for p in populations),
+        total_variation_bound=estimated(inference.bound(p, weights, test_length).mean() for p in populations),
         constants=inference.constants(mixture, correction, points=points, seeds=numbers),
         smoothness=smoothness(mixture, length),
         hessian=np.mean(bends, axis=0),
-        curvature=_estimated(flattest @ bend @ flattest for bend in bends),
+        curvature=estimated(flattest @ bend @ flattest for bend in bends),
     )
 
 
@@ -177,6 +177,7 @@ def against_monte_carlo(
     points: int = POINTS,
     seeds: int = 4,
     errors: float = 3.0,
+    theory: Predictions | None = None,
 ) -> list[Comparison]:
     """Predictions of a setting beside raw prompts: every row within three standard errors.
 
@@ -195,8 +196,13 @@ def against_monte_carlo(
         points: see `predictions`.
         seeds: see `predictions`.
         errors: how many standard errors pass.
+        theory: what `predictions` gave for the same mixture, lengths, points, seeds and seed; None: made here.
+
+    Raises:
+        ValueError: a length or a number that is too small.
     """
-    rows = _compare(mixture, length, test_length, prompts, seed, points, seeds, errors)
+    prompts, seeds = at_least("number of prompts", prompts, 2), at_least("number of seeds", seeds, 2)
+    rows = _compare(mixture, length, test_length, prompts, seed, points, seeds, errors, theory)
     if all(row.passed for row in rows):
         return rows
     again = _compare(mixture, length, test_length, 16 * prompts, seed + 1000, points, 4 * seeds, errors)
@@ -215,14 +221,16 @@ def _compare(
     points: int,
     seeds: int,
     errors: float,
+    theory: Predictions | None = None,
 ) -> list[Comparison]:
-    theory = predictions(mixture, length, test_length, points, seeds, seed)
+    if theory is None:
+        theory = predictions(mixture, length, test_length, points, seeds, seed)
     expected, ways = _expected(theory, mixture, length, [draw(mixture, points, seed + i) for i in range(seeds)])
     measured = _measured(ways, mixture, length, test_length, prompts, np.random.default_rng(seed))
     setting = f"d={mixture.dimension}, c={mixture.classes}, N={length}, M={test_length}"
     rows = []
     for name, values in measured.items():
-        error = math.hypot(values.std(ddof=1) / math.sqrt(prompts), expected[name].standard_error)
+        error = math.hypot(float(standard_error(values)), expected[name].standard_error)
         rows.append(within_errors(f"{name} ({setting})", expected[name].mean, values.mean(), error, errors))
     return rows
 
@@ -254,12 +262,12 @@ def _expected(
     )
     slopes = [np.mean([gradient(one, weights, length) for one in _pair(p)], axis=0) for p in populations]
     # The points that W* was found with do not say how far the gradient is from 0, but their spread about it does.
-    along = [_estimated(np.sum(slope * way) for slope in slopes) for way in (weights, random)]
+    along = [estimated(np.sum(slope * way) for slope in slopes) for way in (weights, random)]
     squares = mixture.prior_scale**2 * np.trace(mixture.inverse)
     exact = {
         "mean of S_k - mu_k / c, projected": 0.0,
         "N E sum_k |S_k - mu_k / c|^2": d + (1 - 1 / c) * squares,
-        "smoothness l": theory.smoothness,
+        STEEPEST: theory.smoothness,
     }
     return {
         "loss at W*": theory.loss,
@@ -302,7 +310,7 @@ def _measured(
                 "error of Bayes": (a.argmax(axis=1) != drawn.label).astype(np.float64),
                 "mean of S_k - mu_k / c, projected": deviation.sum(axis=1) @ ways.projection,
                 "N E sum_k |S_k - mu_k / c|^2": length * length_of,
-                "smoothness l": c / 2 * steep.var(axis=1),
+                STEEPEST: c / 2 * steep.var(axis=1),
             }
         )
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -314,8 +322,3 @@ def _logits(sums: np.ndarray, weights: np.ndarray, query: np.ndarray) -> np.ndar
 
 def _pair(population: Population) -> tuple[Population, Population]:
     return population, mirrored(population)
-
-
-def _estimated(values: Iterable[float]) -> Estimated:
-    numbers = np.array(list(values))
-    return Estimated(float(numbers.mean()), float(numbers.std(ddof=1) / math.sqrt(len(numbers))))

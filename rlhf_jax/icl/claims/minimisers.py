@@ -6,7 +6,7 @@ for the solver; the solver at long contexts, for the coefficients, which are der
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from rlhf_jax.icl.comparison import Comparison, within_errors
+from rlhf_jax.icl.comparison import Comparison, standard_error, within, within_errors
 from rlhf_jax.icl.descent import freeze, frozen_loss, newton
 from rlhf_jax.icl.mixture import Mixture
 from rlhf_jax.icl.precision import in_float64
@@ -27,6 +27,21 @@ from rlhf_jax.icl.theory.minimiser import isotropic_weight, replicates
 LENGTHS = (10, 20, 40, 80, 160, 320, 640, 1280)
 EXAMPLE = Mixture(3, covariance=((1.0, 0.4, 0.1), (0.4, 0.8, -0.2), (0.1, -0.2, 0.6)))
 BATCH = 2**16
+
+# Solutions of the same equations by another program, on 2^20 quasi-random points of its own: w_N at Lambda = I by d and
+# N, w_N / c at d = 4 by c and N, and for `EXAMPLE` by N the distance of W* from 2 Lambda^-1 and that of N G from G1.
+WEIGHTS = {
+    3: dict(zip(LENGTHS, (0.9180, 1.2050, 1.4662, 1.6710, 1.8113, 1.8974, 1.9461, 1.9723), strict=True)),
+    5: dict(zip(LENGTHS, (0.8999, 1.1975, 1.4698, 1.6807, 1.8212, 1.9046, 1.9506, 1.9748), strict=True)),
+    10: dict(zip(LENGTHS, (0.8002, 1.1033, 1.4007, 1.6414, 1.8024, 1.8963, 1.9470, 1.9733), strict=True)),
+}
+SHARES = {
+    2: {50: 0.773, 200: 0.925, 800: 0.980},
+    3: {50: 0.683, 200: 0.884, 800: 0.966},
+    5: {50: 0.545, 200: 0.802, 800: 0.937},
+    10: {50: 0.362, 200: 0.639, 800: 0.858},
+}
+DISTANCES = {100: (0.2269, 0.395), 200: (0.1371, 0.268), 400: (0.0783, 0.165), 800: (0.0422, 0.100)}
 
 
 class Curves(NamedTuple):
@@ -150,12 +165,12 @@ def first_order_by_length(
             given = [first_order(mixture, stratified, points, number)[0, 0] for number in numbers]
             given = np.array(given) * mixture.matrix[0, 0]
             predicted, difference = float(given.mean()), reached - given  # of the same points
-        error = _error(difference)
+        error = float(standard_error(difference))
         name = f"g1{', stratified' if stratified else ''} (d={mixture.dimension}, c={mixture.classes})"
         tolerance = max(share * abs(predicted), 3 * error)
         rows.append(Comparison(name, predicted, float(reached.mean()), error, tolerance))
         curves.append(scaled[: len(lengths)].mean(axis=1))
-        errors.append(_error(scaled[: len(lengths)], axis=1))
+        errors.append(standard_error(scaled[: len(lengths)], axis=1))
         limits.append(predicted)
     return Curves(rows, np.array(lengths), np.stack(curves), np.stack(errors), np.array(limits))
 
@@ -202,16 +217,16 @@ def general_covariance(
         )
         size = np.linalg.norm(limit)
         predicted, measured = (np.sum((one - limit) * way, axis=(1, 2)) / size for one in (found, sampled))
-        error = math.hypot(_error(predicted), _error(measured))
+        error = math.hypot(standard_error(predicted), standard_error(measured))
         name = f"|W* - c Lambda^-1| / |c Lambda^-1| (N={length})"
         rows.append(within_errors(name, predicted.mean(), measured.mean(), error, errors))
         across = np.sum((vectors.T @ sampled @ vectors) * mix, axis=(1, 2)) / size
         name = f"W* off the diagonal in Lambda's eigenbasis (N={length})"
-        rows.append(within_errors(name, 0.0, across.mean(), _error(across), errors))
+        rows.append(within_errors(name, 0.0, across.mean(), float(standard_error(across)), errors))
         gaps = length * (found / mixture.classes - mixture.inverse) - corrections
         apart = np.linalg.norm(gaps, axis=(1, 2)) / np.linalg.norm(corrections.mean(axis=0))
         curves.append(apart.mean())
-        spreads.append(_error(apart))
+        spreads.append(standard_error(apart))
     found = [
         length * (replicates(mixture, length, seeds, points=points) / mixture.classes - mixture.inverse)
         for length in far
@@ -221,14 +236,55 @@ def general_covariance(
         predicted, measured = (
             np.einsum("i,nij,j->n", vectors[:, i], one, vectors[:, i]) for one in (corrections, reached)
         )
-        error = _error(measured - predicted)  # of the same points
+        error = float(standard_error(measured - predicted))  # of the same points
         tolerance = max(share * abs(predicted.mean()), 3 * error)
         name = f"G1 at the eigenvalue {value:.3f} of Lambda"
         rows.append(Comparison(name, float(predicted.mean()), float(measured.mean()), error, tolerance))
     return Curves(rows, np.array(lengths), np.array([curves]), np.array([spreads]), np.zeros(1))
 
 
-def _error(values: np.ndarray, axis: int = 0) -> float | np.ndarray:
-    """Standard error of the mean along an axis."""
-    error = values.std(axis=axis, ddof=1) / math.sqrt(values.shape[axis])
-    return float(error) if error.ndim == 0 else error
+def against_reference_tables(
+    weights: Mapping[int, Mapping[int, float]] = WEIGHTS,
+    shares: Mapping[int, Mapping[int, float]] = SHARES,
+    distances: Mapping[int, tuple[float, float]] = DISTANCES,
+    points: int = 2**16,
+    seeds: int = 8,
+) -> list[Comparison]:
+    """The solver beside tables that another program computed from quasi-random points of its own (see `WEIGHTS`).
+
+    Tolerances are 0.001 for w_N, 0.003 for w_N / c, and for the correlated covariance 2 % of the distance of W* from
+    2 Lambda^-1 and 0.01 of |N G - G1| / |G1|; the last is a mean over sets of points of which each gives N G and G1.
+
+    Args:
+        weights: w_N by d and N: two classes, Lambda = I.
+        shares: w_N / c by c and N: d = 4, Lambda = I.
+        distances: for `EXAMPLE` by N, |W* - 2 Lambda^-1| / |2 Lambda^-1| and |N G - G1| / |G1|.
+        points: of the solver, for each seed, where there are more than two classes; else four times as many.
+        seeds: >= 2; their spread gives the standard errors.
+    """
+    rows = []
+    for d, row in weights.items():
+        for length, value in row.items():
+            found, error = isotropic_weight(Mixture(d), length, seeds, points=4 * points)
+            rows.append(Comparison(f"w_N of the table (d={d}, N={length})", value, found, error, 0.001))
+    for c, row in shares.items():
+        for length, value in row.items():
+            found, error = isotropic_weight(Mixture(4, c), length, seeds, points=points if c > 2 else 4 * points)
+            name = f"w_N / c of the table (d=4, c={c}, N={length})"
+            rows.append(Comparison(name, value, found / c, error / c, 0.003))
+    if not distances:
+        return rows
+    inverse = EXAMPLE.inverse
+    corrections = np.stack([first_order(EXAMPLE, points=4 * points, seed=number) for number in range(seeds)])
+    size = np.linalg.norm(corrections.mean(axis=0))
+    for length, (distance, left) in distances.items():
+        found = replicates(EXAMPLE, length, seeds, points=4 * points) / 2 - inverse
+        mean = found.mean(axis=0)
+        way = mean / np.linalg.norm(mean)
+        along = np.sum(found * way, axis=(1, 2)) / np.linalg.norm(inverse)  # its mean is the norm of the mean
+        name = f"|W* - 2 Lambda^-1| / |2 Lambda^-1| of the table (N={length})"
+        rows.append(within(name, distance, along.mean(), 0.02, float(standard_error(along))))
+        apart = np.linalg.norm(length * found - corrections, axis=(1, 2)) / size
+        name = f"|N G - G1| / |G1| of the table (N={length})"
+        rows.append(Comparison(name, left, float(apart.mean()), float(standard_error(apart)), 0.01))
+    return rows

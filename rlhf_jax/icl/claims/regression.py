@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rlhf_jax.icl.checks import at_least
 from rlhf_jax.icl.comparison import Comparison, within_errors
 from rlhf_jax.icl.theory import gradient_flow, pool
 from rlhf_jax.icl.theory.gradient_flow import Length
@@ -158,7 +159,11 @@ def pool_minimisers(
         prompts: drawn for each.
         tolerance: of the distance.
         seed: of pools and prompts.
+
+    Raises:
+        ValueError: too few prompts for ten fits, which the standard error comes from.
     """
+    at_least("number of prompts", prompts, 20 * dimension)
     if covariances is None:
         covariances = (np.ones(dimension), np.linspace(0.5, 2.0, dimension))
     rows = []
@@ -167,7 +172,7 @@ def pool_minimisers(
         tasks = rng.standard_normal((size, dimension))
         expected = pool.minimiser(tasks, length, noise_variance, np.diag(variances))
         parts = []
-        for count in _portions(prompts, 50_000):
+        for count in _portions(prompts, min(50_000, prompts // 10)):
             weights = tasks[rng.integers(size, size=count)]
             read = _read(np.broadcast_to(variances, weights.shape), weights, length, rng, noise_variance)
             parts.append((read.T @ read, weights.T @ read))
@@ -180,18 +185,6 @@ def pool_minimisers(
         name = f"pool: |A - A_M| / |A_M| (d={dimension}, N={length}, M={size}, {shape})"
         rows.append(Comparison(name, 0.0, float(apart), float(error), tolerance))
     return rows
-
-
-def pool_sizes(
-    sizes: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 256),
-    dimension: int = 8,
-    length: int = 16,
-    noise_variance: float = 0.25,
-    pools: int = 300,
-) -> pool.AverageRisks:
-    """The risks over d by pool size, on the pool and on fresh tasks: see `pool.average_risks`."""
-    found = pool.average_risks(tuple(sizes), dimension, length, noise_variance, pools)
-    return pool.AverageRisks(*(values / dimension for values in found))
 
 
 def drawn_risk(

@@ -12,8 +12,9 @@ import numpy as np
 import optax
 from scipy import stats
 
-from rlhf_jax.icl.comparison import Comparison, within
+from rlhf_jax.icl.comparison import Comparison, standard_error, within
 from rlhf_jax.icl.models.linear_attention import label_mean, reduced_prediction
+from rlhf_jax.icl.tasks.regression import Regression, draw_regression
 from rlhf_jax.icl.theory import gradient_flow
 from rlhf_jax.icl.theory.gradient_flow import Factors
 from rlhf_jax.icl.training import fit
@@ -108,17 +109,16 @@ def logistic_curve(
     integrated = np.array([one.values * np.trace(one.keys) / dimension for one in path])
 
     def loss(params: Factors, key: jax.Array) -> jax.Array:
-        contexts, queries, tasks = jax.random.split(key, 3)
-        inputs = jax.random.normal(contexts, (batch, length, dimension))
-        query = jax.random.normal(queries, (batch, dimension))
-        weights = jax.random.normal(tasks, (batch, dimension))
-        mean = label_mean(inputs, jnp.einsum("bnd,bd->bn", inputs, weights))
-        predictions = reduced_prediction(params.values * params.keys, mean, query)
-        return jnp.mean((predictions - jnp.sum(query * weights, axis=1)) ** 2) / 2
+        prompt = draw_regression(key, Regression(dimension), batch, length)
+        mean = label_mean(prompt.inputs, prompt.targets)
+        predictions = reduced_prediction(params.values * params.keys, mean, prompt.query)
+        return jnp.mean((predictions - prompt.query_target) ** 2) / 2
 
     steps = int(np.ceil(2.2 * half / rate))
     parameters = Factors(jnp.float32(first.values), jnp.asarray(first.keys, jnp.float32))
-    descend = over_lanes(lambda key: fit(loss, parameters, optax.sgd(rate), steps, key).losses)
+    descend = over_lanes(
+        lambda key: fit(loss, parameters, optax.sgd(rate), steps, key).losses, devices=jax.local_devices()[:seeds]
+    )
     losses = np.asarray(jax.jit(descend)(jax.random.split(jax.random.key(0), seeds)), np.float64)
     window = max(1, steps // 40)
     smooth = np.stack([np.convolve(one, np.ones(window) / window, "valid") for one in losses])
@@ -127,7 +127,6 @@ def logistic_curve(
     a = gradient_flow.logistic(trained_times, start, dimension, length)
     crossing = dimension / 2 * (1 - 0.75 * end)  # the loss at a = end / 2
     halves = np.array([trained_times[np.argmax(one < crossing)] for one in smooth])
-    error = halves.std(ddof=1) / np.sqrt(seeds) if seeds > 1 else np.nan
     setting = f"d={dimension}, N={length}"
     comparisons = [
         Comparison(
@@ -136,7 +135,13 @@ def logistic_curve(
             float(np.abs(integrated - predicted).max()),
             tolerance=2.0 * step,
         ),
-        within(f"time of the drop, descent on prompts ({setting})", half, halves.mean(), 0.03, error),
+        within(
+            f"time of the drop, descent on prompts ({setting})",
+            half,
+            halves.mean(),
+            0.03,
+            float(standard_error(halves)),
+        ),
     ]
     predicted_losses = dimension / 2 * (1 - 2 * a + a**2 / end)
     return LogisticCurve(comparisons, times, predicted, integrated, trained_times, predicted_losses, smooth)

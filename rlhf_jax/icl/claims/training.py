@@ -6,6 +6,8 @@ one trains a model of which no theory is known. Training ends near W*_N, which f
 limit c Lambda^-1: that is no under-training.
 """
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -15,11 +17,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 
-from rlhf_jax.icl.comparison import Comparison
+from rlhf_jax.icl.checks import at_least, positive
+from rlhf_jax.icl.comparison import Comparison, standard_error
 from rlhf_jax.icl.mixture import Mixture
 from rlhf_jax.icl.models.linear_attention import class_sums, reduced_logits
 from rlhf_jax.icl.shift import shifted
-from rlhf_jax.icl.sweep import Labels, grid, posterior_cross_entropy, train
+from rlhf_jax.icl.sweep import Labels, grid, make_cross_entropy, train
 from rlhf_jax.icl.tasks.mixtures import Prompt, bayes_logits, draw_means, draw_prompts
 from rlhf_jax.icl.theory.minimiser import minimiser
 from rlhf_jax.icl.training import Fit, fit
@@ -40,6 +43,7 @@ class SweepClaim(NamedTuple):
         distances: |W - W*| / |W*|, [lengths, seeds, logs].
         losses: mean loss since the entry before, [lengths, seeds, logs].
         targets: W* of each length, [lengths, d, d].
+        predicted: tr W* / d of each length, what `traces` should reach, [lengths].
     """
 
     comparisons: list[Comparison]
@@ -49,6 +53,7 @@ class SweepClaim(NamedTuple):
     distances: np.ndarray
     losses: np.ndarray
     targets: np.ndarray
+    predicted: np.ndarray
 
 
 def sweep_reaches_minimisers(
@@ -58,7 +63,7 @@ def sweep_reaches_minimisers(
     steps: tuple[int, int] = (1000, 500),
     rates: tuple[float, float] = (8.0, 2.0),
     batch: int = 4096,
-    stride: int = 50,
+    stride: int | None = None,
     tolerance: float = 0.003,
 ) -> SweepClaim:
     """All context lengths and seeds, trained in one program, end at W*_N: tr W / d beside tr W* / d.
@@ -75,11 +80,18 @@ def sweep_reaches_minimisers(
         steps: updates at each rate.
         rates: learning rates.
         batch: prompts an update.
-        stride: updates between entries of the log; divides the sum of the steps.
+        stride: updates between entries of the log; divides the sum of the steps; None: 50, or the largest number that
+            divides 50 and both steps.
         tolerance: of tr W / d.
+
+    Raises:
+        ValueError: a count below 1, a rate that is not above 0, or a stride that does not divide the steps.
     """
+    steps = tuple(at_least("number of steps at a rate", one, 1) for one in steps)
+    rates = tuple(positive("learning rate", one) for one in rates)
+    stride = math.gcd(50, *steps) if stride is None else stride
     schedule = optax.piecewise_constant_schedule(rates[0], {steps[0]: rates[1] / rates[0]})
-    runs = grid(range(seeds), lengths, (mixture.prior_scale,))
+    runs = grid(range(at_least("number of seeds", seeds, 1)), lengths, (mixture.prior_scale,))
     found = train(mixture, runs, optax.sgd(schedule), sum(steps), batch, stride, average_from=steps[0])
     targets = np.stack([minimiser(mixture, length) for length in lengths])
     by_length = (len(lengths), seeds, -1)
@@ -87,7 +99,7 @@ def sweep_reaches_minimisers(
     averaged = (np.trace(found.averaged, axis1=1, axis2=2) / mixture.dimension).reshape(len(lengths), seeds)
     rows = []
     for length, target, ends in zip(lengths, predicted, averaged, strict=True):
-        error = ends.std(ddof=1) / np.sqrt(seeds) if seeds > 1 else np.nan
+        error = standard_error(ends)
         quantity = f"tr W / d after a sweep ({setting_of(mixture)}, N={length})"
         rows.append(Comparison(quantity, float(target), float(ends.mean()), float(error), tolerance))
     return SweepClaim(
@@ -98,7 +110,13 @@ def sweep_reaches_minimisers(
         distances=found.distances(np.repeat(targets, seeds, axis=0)).reshape(by_length),
         losses=found.losses.reshape(by_length),
         targets=targets,
+        predicted=predicted,
     )
+
+
+def linear_logits(classes: int, weights: Float[Array, "d d"], prompt: Prompt) -> Float[Array, "B c"]:
+    """The logits of the reduced linear layer for raw prompts, `models.linear_attention.reduced_logits`."""
+    return reduced_logits(weights, class_sums(prompt.inputs, prompt.labels, classes), prompt.query)
 
 
 def make_prompt_loss(
@@ -116,17 +134,19 @@ def make_prompt_loss(
         batch: prompts.
         labels: what the loss compares with, "posterior" (see `sweep.posterior_cross_entropy`) or "hard", the class.
         logits: the model, `logits(params, prompt)`.
+
+    Raises:
+        ValueError: a length or batch below 1, or other labels.
     """
-    law = shifted(mixture)
+    at_least("context length N", length, 1)
+    at_least("batch", batch, 1)
+    law, cross_entropy = shifted(mixture), make_cross_entropy(labels)
 
     def loss(params: Params, key: Key[Array, ""]) -> Float[Array, ""]:
         for_means, for_prompts = jax.random.split(key)
         means = draw_means(for_means, law, batch)
         prompt = draw_prompts(for_prompts, law, means, length)
-        found = logits(params, prompt)
-        if labels == "hard":
-            return optax.softmax_cross_entropy_with_integer_labels(found, prompt.query_label).mean()
-        return posterior_cross_entropy(found, bayes_logits(law, means, prompt.query))
+        return cross_entropy(logits(params, prompt), prompt.query_label, bayes_logits(law, means, prompt.query))
 
     return loss
 
@@ -146,11 +166,8 @@ def make_raw_training(
     Returns:
         A jitted function of one key a run; its fits have the runs on axis 0.
     """
-
-    def logits(weights: Float[Array, "d d"], prompt: Prompt) -> Float[Array, "B c"]:
-        return reduced_logits(weights, class_sums(prompt.inputs, prompt.labels, mixture.classes), prompt.query)
-
-    loss = make_prompt_loss(mixture, length, batch, "hard", logits)
+    at_least("number of steps", steps, 1)
+    loss = make_prompt_loss(mixture, length, batch, "hard", functools.partial(linear_logits, mixture.classes))
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps, alpha=0.01))
 
     def run(key: Key[Array, ""]) -> Fit:
@@ -160,7 +177,12 @@ def make_raw_training(
 
 
 def raw_prompts_reach_minimisers(
-    settings: Sequence[tuple[Mixture, int]] = ((Mixture(3), 20), (Mixture(3), 100), (Mixture(5), 40)),
+    settings: Sequence[tuple[Mixture, int]] = (
+        (Mixture(3), 20),
+        (Mixture(3), 100),
+        (Mixture(5), 40),
+        (Mixture(3, 3), 40),
+    ),
     seeds: int = 4,
     steps: int = 3000,
     batch: int = 1024,
@@ -181,6 +203,7 @@ def raw_prompts_reach_minimisers(
         rate: of Adam, at the start.
         shares: the tolerance of either row.
     """
+    at_least("number of seeds", seeds, 1)
     rows = []
     for mixture, length in settings:
         keys = jax.random.split(jax.random.key(0), seeds)
@@ -192,9 +215,10 @@ def raw_prompts_reach_minimisers(
             Comparison(f"|W - W*| / |W*|, raw prompts, worst of {seeds} {name}", 0.0, max(errors), tolerance=shares[0])
         )
         apart = np.array([_relative(one, limit) for one in weights])
-        error = float(apart.std(ddof=1) / np.sqrt(seeds)) if seeds > 1 else np.nan
         quantity = f"|W - c Λ^-1| / |c Λ^-1|, raw prompts {name}"
-        rows.append(Comparison(quantity, _relative(target, limit), float(apart.mean()), error, shares[1]))
+        rows.append(
+            Comparison(quantity, _relative(target, limit), float(apart.mean()), float(standard_error(apart)), shares[1])
+        )
     return rows
 
 

@@ -4,49 +4,38 @@ Four models are trained on the same raw prompts: one layer of linear attention (
 distance to Bayes are predicted), one layer of softmax and one of ReLU attention with all matrices free, and a causal
 transformer of several layers. Each is trained at several context lengths N by several seeds, and tested on the same
 prompts of other lengths M and of shifted laws. The measure is the total variation between the model's and Bayes'
-probabilities for one query, averaged over prompts.
+probabilities for one query, averaged over prompts. Two estimators that are not trained stand beside them: discriminant
+analysis on the context alone, with the covariance known and not (`estimators.discriminant`).
 
 The transformer has rotary positions, which are relative: so it can read contexts longer than any it was trained on,
 where a learned position would still be as it was drawn. Whether it reads them well is what the measurement says.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Key
 
-from rlhf_jax.icl.claims.training import STANDARD, make_prompt_loss, setting_of
-from rlhf_jax.icl.comparison import Comparison, within_errors
+from rlhf_jax.icl.checks import at_least, power_of_two
+from rlhf_jax.icl.claims.trained_models import Model, make_models, train_model
+from rlhf_jax.icl.claims.training import STANDARD, setting_of
+from rlhf_jax.icl.comparison import Comparison, standard_error, within_errors
+from rlhf_jax.icl.estimators.discriminant import discriminant_logits
 from rlhf_jax.icl.mixture import Mixture
-from rlhf_jax.icl.models.attention import init_attention, predict
-from rlhf_jax.icl.models.linear_attention import class_sums, embed, reduced_logits, sparse
-from rlhf_jax.icl.models.transformer import VectorModel, classification_logits, init_vector_model
 from rlhf_jax.icl.shift import NO_SHIFT, Shift, shifted
-from rlhf_jax.icl.sweep import Labels
+from rlhf_jax.icl.sweep import Labels, make_cross_entropy
 from rlhf_jax.icl.tasks.mixtures import Prompt, bayes_logits, draw_means, draw_prompts
 from rlhf_jax.icl.theory.inference import distances, total_variation
 from rlhf_jax.icl.theory.minimiser import minimiser
-from rlhf_jax.icl.training import Fit, fit
 from rlhf_jax.parallel.lanes import over_lanes
 from rlhf_jax.types import Params
 
-
-class Model(NamedTuple):
-    """A model of prompts, and how fast Adam trains it.
-
-    Attributes:
-        init: `init(key) -> params`.
-        logits: `logits(params, prompt) -> [B, c]`.
-        rate: largest learning rate.
-    """
-
-    init: Callable[[Key[Array, ""]], Params]
-    logits: Callable[[Params, Prompt], Float[Array, "B c"]]
-    rate: float
+CHUNK = 64  # prompts that a model reads at a time in a test
+PLUG_INS = ("plug-in, Λ known", "plug-in")
 
 
 class ModelComparison(NamedTuple):
@@ -63,6 +52,9 @@ class ModelComparison(NamedTuple):
         predicted_distances: of W*_N, [N, M].
         predicted_shifted: of W*_N on contexts of N, [shift, N].
         losses: of every training step, [model, N, seed, steps].
+        baselines: names, in the order of the axis `baseline`: what `plug_in_logits` gives.
+        baseline_distances: their mean total variation without a shift, [baseline, M].
+        baseline_shifted: the same under each shift on contexts of M = N examples, [shift, baseline, N].
     """
 
     comparisons: list[Comparison]
@@ -75,56 +67,9 @@ class ModelComparison(NamedTuple):
     predicted_distances: np.ndarray
     predicted_shifted: np.ndarray
     losses: np.ndarray
-
-
-def make_models(
-    mixture: Mixture,
-    context_length: int,
-    width: int = 32,
-    layers: int = 3,
-    heads: int = 2,
-    rates: Mapping[str, float] | None = None,
-) -> dict[str, Model]:
-    """The four models by name: `linear`, `softmax`, `relu` (one layer each), `transformer`.
-
-    The linear one starts at W = 0. Softmax and ReLU start near the sparse form with W = 0.3 I, all entries with noise
-    of 0.1: from small matrices alone some runs stay at a saddle, where no label is read, for hundreds of updates.
-
-    Args:
-        mixture: gives the width of tokens, d + c.
-        context_length: the longest prompt of training or test, in examples.
-        width: of the transformer.
-        layers: of the transformer.
-        heads: of the transformer.
-        rates: learning rates of models in place of their defaults.
-    """
-    d, c = mixture.dimension, mixture.classes
-    config = VectorModel(d + c, c, context_length + 1, layers, heads, width, positions="rotary")
-
-    def linear(weights: Float[Array, "d d"], prompt: Prompt) -> Float[Array, "B c"]:
-        return reduced_logits(weights, class_sums(prompt.inputs, prompt.labels, c), prompt.query)
-
-    def one_layer(kind: str, rate: float) -> Model:
-        def logits(params: Params, prompt: Prompt) -> Float[Array, "B c"]:
-            shown = jax.nn.one_hot(prompt.labels, c, dtype=prompt.inputs.dtype)
-            return predict(kind, params, embed(prompt.inputs, shown, prompt.query), c)
-
-        def init(key: Key[Array, ""]) -> Params:
-            reading = jax.tree.map(lambda matrix: matrix[None], sparse(0.3 * jnp.eye(d), c))
-            return jax.tree.map(jnp.add, reading, init_attention(key, d + c, scale=0.1))
-
-        return Model(init, logits, rate)
-
-    def deep(params: Params, prompt: Prompt) -> Float[Array, "B c"]:
-        return classification_logits(config, params, prompt.inputs, prompt.labels, prompt.query)
-
-    models = {
-        "linear": Model(lambda key: jnp.zeros((d, d)), linear, 0.1),
-        "softmax": one_layer("softmax", 0.1),
-        "relu": one_layer("relu", 0.1),
-        "transformer": Model(lambda key: init_vector_model(config, key), deep, 3e-3),
-    }
-    return {name: model._replace(rate=(rates or {}).get(name, model.rate)) for name, model in models.items()}
+    baselines: tuple[str, ...]
+    baseline_distances: np.ndarray
+    baseline_shifted: np.ndarray
 
 
 def standard_shifts(mixture: Mixture) -> dict[str, Shift]:
@@ -147,40 +92,6 @@ def standard_shifts(mixture: Mixture) -> dict[str, Shift]:
     }
 
 
-def train_model(
-    model: Model,
-    mixture: Mixture,
-    length: int,
-    key: Key[Array, " seeds"],
-    steps: int,
-    batch: int,
-    labels: Labels = "posterior",
-) -> Fit:
-    """Trains a model on raw prompts, seeds as lanes: Adam, a tenth of the steps to warm up, then a cosine to 1 %.
-
-    Args:
-        model: of `make_models`.
-        mixture: the family of tasks.
-        length: examples in a context N.
-        key: one a seed; models that are given the same keys see the same prompts.
-        steps: updates.
-        batch: fresh prompts an update.
-        labels: see `training.make_prompt_loss`.
-
-    Returns:
-        The fits, seeds on axis 0.
-    """
-    loss = make_prompt_loss(mixture, length, batch, labels, model.logits)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, model.rate, max(steps // 10, 1), steps, 0.01 * model.rate)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
-
-    def run(key: Key[Array, ""]) -> Fit:
-        for_weights, for_prompts = jax.random.split(key)
-        return fit(loss, model.init(for_weights), optimizer, steps, for_prompts)
-
-    return jax.jit(over_lanes(run))(key)
-
-
 def draw_test(
     mixture: Mixture, shift: Shift, length: int, prompts: int, key: Key[Array, ""]
 ) -> tuple[Prompt, np.ndarray]:
@@ -194,12 +105,30 @@ def draw_test(
         prompt = draw_prompts(for_prompts, law, means, length)
         return prompt, bayes_logits(law, means, prompt.query)
 
-    prompt, bayes = drawn(key)
+    prompt, bayes = jax.block_until_ready(drawn(key))
     return prompt, np.asarray(bayes, np.float64)
 
 
+@functools.partial(jax.jit, static_argnames="mixture")
+def plug_in_logits(mixture: Mixture, prompt: Prompt) -> Float[Array, "baselines B c"]:
+    """Logits of the two plug-in classifiers `PLUG_INS`, whose means and class shares are those of the context.
+
+    The first takes Lambda of training for the covariance. The second estimates it, shrunk towards a multiple of the
+    identity with the weight (d + c) / (M + d + c): short contexts show no matrix of full rank.
+
+    Args:
+        mixture: the family of tasks.
+        prompt: contexts of M examples; with M <= c some show no covariance, and the second gives nan.
+    """
+    d, c = mixture.dimension, mixture.classes
+    shrinkage = (d + c) / (prompt.inputs.shape[1] + d + c)
+    known = jnp.asarray(mixture.matrix, prompt.inputs.dtype)
+    seen = (prompt.inputs, prompt.labels, prompt.query, c)
+    return jnp.stack([discriminant_logits(*seen, covariance=known), discriminant_logits(*seen, shrinkage=shrinkage)])
+
+
 def make_evaluation(
-    models: Mapping[str, Model], chunk: int = 64
+    models: Mapping[str, Model], chunk: int = CHUNK
 ) -> Callable[[dict[str, Params], Prompt], dict[str, Float[Array, "runs B c"]]]:
     """`evaluate(params, prompt)`: the logits of all models, runs of each on axis 0 of its parameters.
 
@@ -254,7 +183,7 @@ def compare_models(
         layers: of the transformer.
         heads: of the transformer.
         rates: learning rates of models in place of their defaults.
-        prompts: of each test, a multiple of 64 or less than that.
+        prompts: of each test, at least 2; a multiple of 64 or less than that.
         points: quasi-random draws of a prediction, a power of two.
         errors: standard errors that a row of the linear model may be off.
 
@@ -262,13 +191,25 @@ def compare_models(
         Arrays for tables and figures, and the rows.
 
     Raises:
-        ValueError: fewer than 2 seeds.
+        ValueError: one of these numbers cannot be, a shift is impossible, or a model has no such rate.
     """
-    if seeds < 2:
-        raise ValueError(f"the number of seeds is {seeds}: give at least 2, since intervals are over seeds.")
+    lengths = [at_least("context length N", one, 1) for one in lengths]
+    test_lengths = [at_least("test length M", one, 1) for one in test_lengths]
+    if not lengths or not test_lengths:
+        raise ValueError("the comparison has no context length N, or no test length M: give at least one of each.")
+    for name, value in (("number of steps", steps), ("batch", batch)):
+        at_least(name, value, 1)
+    for name, value in (("number of seeds", seeds), ("number of test prompts", prompts)):
+        at_least(name, value, 2)  # errors are over seeds, and over prompts
+    if prompts % min(prompts, CHUNK):
+        raise ValueError(f"the number of test prompts is {prompts}: give a multiple of {CHUNK}, or less than that.")
+    power_of_two("number of points", points)
+    make_cross_entropy(labels)
     shifts = standard_shifts(mixture) if shifts is None else shifts
+    for shift in shifts.values():
+        shifted(mixture, shift)
     models = make_models(mixture, max(*lengths, *test_lengths), width, layers, heads, rates)
-    evaluate = make_evaluation(models, min(prompts, 64))
+    evaluate = make_evaluation(models, min(prompts, CHUNK))
     fits = {
         name: [
             train_model(model, mixture, n, jax.random.split(jax.random.key(n), seeds), steps, batch, labels)
@@ -276,44 +217,44 @@ def compare_models(
         ]
         for name, model in models.items()
     }
-    runs = {
-        name: jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[one.params for one in found])
-        for name, found in fits.items()
-    }
 
-    def measured(params: dict[str, Params], shift: Shift, length: int) -> np.ndarray:
-        """Total variation of every prompt, [model, runs, prompts]."""
+    def measured(shift: Shift, length: int, places: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Total variation of every prompt for the models trained at these N, [N, model, seed, prompts], and its mean
+        for the baselines, [baseline]."""
         prompt, bayes = draw_test(mixture, shift, length, prompts, jax.random.key(2**31 + length))
-        found = jax.device_get(evaluate(params, prompt))
-        return np.stack([[distances(run.astype(np.float64), bayes) for run in found[name]] for name in models])
+        of_models = []
+        for place in places:  # the lanes of one N at a time: one program serves all tests of this M
+            found = jax.device_get(evaluate({name: fits[name][place].params for name in models}, prompt))
+            of_models.append([[distances(run.astype(np.float64), bayes) for run in found[name]] for name in models])
+        plug_ins = np.asarray(plug_in_logits(mixture, prompt), np.float64)
+        return np.array(of_models), np.array([distances(one, bayes).mean() for one in plug_ins])
 
     by_run = (len(models), len(lengths), seeds)
     targets = [minimiser(mixture, n) for n in lengths]
     rows, plain, under = [], np.empty((*by_run, len(test_lengths))), np.empty((len(shifts), *by_run))
+    plain_baselines, baselines_under = np.empty((2, len(test_lengths))), np.empty((len(shifts), 2, len(lengths)))
     predicted_plain, predicted_under = np.empty(plain.shape[1::2]), np.empty((len(shifts), len(lengths)))
     setting = setting_of(mixture)
 
     def row(number: int, shift: Shift, m: int, linear: np.ndarray, name: str) -> float:
         """Adds the row of the linear model; `linear` is its total variation, [seeds, prompts]."""
         theory = total_variation(mixture, targets[number], float(m), points, shift=shift)
-        of_prompts = linear.mean(axis=0).std(ddof=1) / np.sqrt(prompts)
-        of_seeds = linear.mean(axis=1).std(ddof=1) / np.sqrt(seeds)
+        of_prompts, of_seeds = standard_error(linear.mean(axis=0)), standard_error(linear.mean(axis=1))
         error = float(np.linalg.norm([of_prompts, of_seeds, theory.standard_error]))
         quantity = f"TV of the trained linear model ({setting}, N={lengths[number]}, M={m}{name})"
         rows.append(within_errors(quantity, theory.mean, float(linear.mean()), error, errors))
         return theory.mean
 
     for j, m in enumerate(test_lengths):
-        found = measured(runs, NO_SHIFT, m).reshape(*by_run, prompts)
-        plain[..., j] = found.mean(axis=-1)
+        found, plain_baselines[:, j] = measured(NO_SHIFT, m, range(len(lengths)))
+        plain[..., j] = found.mean(axis=-1).swapaxes(0, 1)
         for i in range(len(lengths)):
-            predicted_plain[i, j] = row(i, NO_SHIFT, m, found[0, i], "")
+            predicted_plain[i, j] = row(i, NO_SHIFT, m, found[i, 0], "")
     for i, n in enumerate(lengths):
-        params = jax.tree.map(lambda leaf: leaf[i * seeds : (i + 1) * seeds], runs)  # noqa: B023
         for k, (name, shift) in enumerate(shifts.items()):
-            found = measured(params, shift, n)
-            under[k, :, i] = found.mean(axis=-1)
-            predicted_under[k, i] = row(i, shift, n, found[0], f", {name}")
+            found, baselines_under[k, :, i] = measured(shift, n, [i])
+            under[k, :, i] = found[0].mean(axis=-1)
+            predicted_under[k, i] = row(i, shift, n, found[0, 0], f", {name}")
     return ModelComparison(
         comparisons=rows,
         models=tuple(models),
@@ -324,5 +265,8 @@ def compare_models(
         shifted=under,
         predicted_distances=predicted_plain,
         predicted_shifted=predicted_under,
-        losses=np.stack([[np.asarray(one.losses) for one in found] for found in fits.values()]),
+        losses=np.stack([[one.losses for one in found] for found in fits.values()]),
+        baselines=PLUG_INS,
+        baseline_distances=plain_baselines,
+        baseline_shifted=baselines_under,
     )

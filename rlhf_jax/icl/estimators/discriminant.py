@@ -2,7 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
+
+from rlhf_jax.icl.checks import at_least, check_probabilities
 
 
 def discriminant_logits(
@@ -25,14 +28,19 @@ def discriminant_logits(
         labels: 0 .. c-1, [B, N].
         query: x, [B, d].
         classes: c.
-        covariance: the known covariance, [d, d]; None: S is estimated, which needs more than d + c examples or
+        covariance: the known covariance, [d, d]; None: S is estimated, which needs d + c examples or
             shrinkage.
-        probabilities: P(k), [c]; None: the shares of the labels in the context.
+        probabilities: P(k), [c], which sum to 1; None: the shares of the labels in the context.
         shrinkage: s of `(1 - s) S + s tr(S)/d I`, between 0 and 1; only for an estimated covariance.
 
     Returns:
         Logits, [B, c]. The mean of a class that the context does not show is taken as 0, that of its prior; with shares
         as probabilities its logit is -inf.
+
+    Raises:
+        ValueError: fewer than one class, probabilities that are none of these classes, a shrinkage outside [0, 1] or
+            beside a known covariance, or fewer than d + c examples for a covariance without shrinkage. What is traced
+            is not looked at.
 
     Example:
         >>> import jax.numpy as jnp
@@ -41,6 +49,7 @@ def discriminant_logits(
         >>> float(logits[0, 1] - logits[0, 0])  # the means are -2 and 2, the variance 1
         2.0
     """
+    _check(inputs.shape, classes, covariance, probabilities, shrinkage)
     dtype = inputs.dtype
     shown = (labels[:, :, None] == jnp.arange(classes, dtype=labels.dtype)[None, None]).astype(dtype)
     counts = shown.sum(axis=1)
@@ -55,6 +64,33 @@ def discriminant_logits(
     factor = jnp.linalg.cholesky(spread)
     solved = jax.vmap(lambda lower, right: jax.scipy.linalg.cho_solve((lower, True), right.T).T)(factor, means)
     return jnp.einsum("bkd,bkd->bk", solved, query[:, None] - means / 2, precision="highest") + prior
+
+
+def _check(
+    shape: tuple[int, ...],
+    classes: int,
+    covariance: Float[Array, "d d"] | None,
+    probabilities: Float[Array, " c"] | None,
+    shrinkage: Float[Array, ""] | float,
+) -> None:
+    """Refuses options of `discriminant_logits` for inputs of this shape."""
+    at_least("number of classes", classes, 1)
+    if probabilities is not None and not isinstance(probabilities, jax.core.Tracer):
+        check_probabilities(np.asarray(probabilities), classes)
+    if isinstance(shrinkage, jax.core.Tracer):
+        return
+    if not 0 <= shrinkage <= 1:
+        raise ValueError(f"the shrinkage is {shrinkage}: give a number from 0 to 1.")
+    if covariance is not None:
+        if shrinkage != 0:
+            raise ValueError(f"the covariance is known and the shrinkage is {shrinkage}: give one of the two.")
+        return
+    _, length, dimension = shape
+    if shrinkage == 0 and length < dimension + classes:
+        raise ValueError(
+            f"{length} examples of {classes} classes are too few for a covariance in {dimension} dimensions: "
+            f"give {dimension + classes}, the known covariance, or shrinkage."
+        )
 
 
 def _pooled(deviations: Float[Array, "B N d"], shrinkage: Float[Array, ""] | float) -> Float[Array, "B d d"]:

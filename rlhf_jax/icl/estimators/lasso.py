@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from rlhf_jax.icl.checks import at_least
+from rlhf_jax.icl.estimators.options import check_positive
+
 
 def lasso(
     inputs: Float[Array, "B N d"],
@@ -25,12 +28,16 @@ def lasso(
     Returns:
         Weights, [B, d].
 
+    Raises:
+        ValueError: a penalty below 0, or fewer than one sweep.
+
     Example:
         >>> import jax.numpy as jnp
         >>> inputs = jnp.array([[[1.0, 0.0], [0.0, 1.0]]])
         >>> lasso(inputs, jnp.array([[3.0, 0.5]]), 0.5).tolist()
         [[2.0, 0.0]]
     """
+    _check(penalty, sweeps)
     count = jnp.asarray(inputs.shape[1], inputs.dtype)
     gram = jnp.einsum("bnd,bne->bde", inputs, inputs, precision="highest") / count
     moment = jnp.einsum("bnd,bn->bd", inputs, targets, precision="highest") / count
@@ -54,12 +61,16 @@ def lasso_prefixes(
     Returns:
         Predictions, [B, K]; the first is 0.
 
+    Raises:
+        ValueError: as `lasso`.
+
     Example:
         >>> import jax.numpy as jnp
         >>> inputs = jnp.array([[[1.0, 0.0], [1.0, 0.0], [2.0, 5.0]]])
         >>> lasso_prefixes(inputs, jnp.array([[3.0, 3.0, 7.0]]), 0.5).tolist()
         [[0.0, 2.5, 5.0]]
     """
+    _check(penalty, sweeps)
 
     def one(x: Float[Array, "K d"], y: Float[Array, " K"]) -> Float[Array, " K"]:
         def add(carry: tuple[Array, Array, Array], example: tuple[Array, Array]) -> tuple[tuple, Array]:
@@ -75,6 +86,11 @@ def lasso_prefixes(
         return jax.lax.scan(add, start, (x, y))[1]
 
     return jax.vmap(one)(inputs, targets)
+
+
+def _check(penalty: Float[Array, ""] | float, sweeps: int) -> None:
+    check_positive("penalty of the Lasso", penalty, or_zero=True)
+    at_least("number of sweeps", sweeps, 1)
 
 
 def _descend(

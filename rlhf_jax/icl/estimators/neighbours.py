@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from rlhf_jax.icl.checks import at_least
+
 
 def neighbour_prefixes(
     inputs: Float[Array, "B K d"], targets: Float[Array, "B K"], neighbours: int = 3
@@ -21,7 +23,7 @@ def neighbour_prefixes(
         Predictions, [B, K]; the first is 0.
 
     Raises:
-        ValueError: fewer than one neighbour.
+        ValueError: the number of neighbours is not whole or below 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -29,8 +31,7 @@ def neighbour_prefixes(
         >>> neighbour_prefixes(inputs, jnp.array([[2.0, 4.0, 6.0, 8.0]]), neighbours=2).tolist()
         [[0.0, 2.0, 3.0, 3.0]]
     """
-    if neighbours < 1:
-        raise ValueError(f"the number of neighbours is {neighbours}: give at least 1.")
+    neighbours = at_least("number of neighbours", neighbours, 1)
     length = inputs.shape[1]
     difference = inputs[:, :, None] - inputs[:, None]
     distance = jnp.einsum("bkjd,bkjd->bkj", difference, difference, precision="highest")

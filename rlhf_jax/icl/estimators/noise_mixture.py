@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from rlhf_jax.icl.checks import at_least
+from rlhf_jax.icl.estimators.options import check_positive
 from rlhf_jax.icl.estimators.ridge import ridge_prefixes
 
 
@@ -41,11 +43,14 @@ def noise_mixture_prefixes(
     Args:
         inputs: [B, K, d].
         targets: [B, K].
-        noise_variances: the values of sigma^2, each > 0, [S].
-        prior_variance: of each entry of w, > 0.
+        noise_variances: the values of sigma^2, each > 0, [S], at least one.
+        prior_variance: of each entry of w, > 0. Both may be traced.
 
     Returns:
         The mixture and its parts. The oracle, which knows sigma, is the ridge of the prompt's own level.
+
+    Raises:
+        ValueError: no noise variance, or a variance that is not above 0.
 
     Example:
         >>> import jax.numpy as jnp
@@ -54,6 +59,9 @@ def noise_mixture_prefixes(
         >>> found.ridges[:, 0, 1].tolist(), 0.5 < float(found.mixture[0, 1]) < 1.0
         ([1.0, 0.5], True)
     """
+    at_least("number of noise variances", len(noise_variances), 1)
+    check_positive("noise variance", noise_variances)
+    check_positive("prior variance", prior_variance)
 
     def level(variance: Float[Array, ""]) -> tuple[Array, Array]:
         found = ridge_prefixes(inputs, targets, variance / prior_variance)

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from rlhf_jax.icl.estimators.options import check_positive
+
 
 class RidgePrefixes(NamedTuple):
     """Ridge at every prefix.
@@ -36,17 +38,22 @@ def ridge(
     Args:
         inputs: X, [B, N, d].
         targets: y, [B, N].
-        penalty: > 0.
+        penalty: > 0, or 0 (least squares) for N >= d; it may be traced.
 
     Returns:
         Weights, [B, d].
+
+    Raises:
+        ValueError: a penalty below 0, or of 0 with fewer examples than dimensions.
 
     Example:
         >>> import jax.numpy as jnp
         >>> ridge(jnp.array([[[1.0], [2.0]]]), jnp.array([[1.0, 2.0]]), 5.0).tolist()
         [[0.5]]
     """
-    identity = jnp.eye(inputs.shape[2], dtype=inputs.dtype)
+    _, length, dimension = inputs.shape
+    check_positive("penalty of ridge", penalty, or_zero=length >= dimension)
+    identity = jnp.eye(dimension, dtype=inputs.dtype)
     gram = jnp.einsum("bnd,bne->bde", inputs, inputs, precision="highest") + (penalty * identity)[None]
     moment = jnp.einsum("bnd,bn->bd", inputs, targets, precision="highest")
     factor = jnp.linalg.cholesky(gram)
@@ -68,6 +75,9 @@ def ridge_prefixes(
     Returns:
         Predictions, the first of them 0, and leverages.
 
+    Raises:
+        ValueError: a penalty that is not above 0.
+
     Example:
         >>> import jax.numpy as jnp
         >>> inputs, targets = jnp.array([[[1.0], [2.0], [3.0]]]), jnp.array([[1.0, 2.0, 3.0]])
@@ -86,6 +96,7 @@ def ridge_prefixes(
         inverse = inverse - share[:, :, None] * gain[:, None, :]
         return (weights, inverse), (prediction, leverage)
 
+    check_positive("penalty of ridge", penalty)
     count, _, dimension = inputs.shape
     identity = jnp.eye(dimension, dtype=inputs.dtype) / penalty
     start = (

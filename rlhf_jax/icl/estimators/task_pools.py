@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from rlhf_jax.icl.checks import at_least
+from rlhf_jax.icl.estimators.options import check_positive
+
 
 def pool_prefixes(
     inputs: Float[Array, "B K d"],
     targets: Float[Array, "B K"],
-    pool: Float[Array, "M d"],
+    pool: Float[Array, "M _"],
     noise_variance: Float[Array, ""] | float,
     block: int = 1024,
 ) -> Float[Array, "B K"]:
@@ -31,7 +34,8 @@ def pool_prefixes(
         Predictions, [B, K]; the first is that of the mean task.
 
     Raises:
-        ValueError: a block below 1.
+        ValueError: an empty pool, one of tasks of another dimension, a noise variance that is not above 0, or a block
+            that is not whole or below 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -39,10 +43,13 @@ def pool_prefixes(
         >>> pool_prefixes(inputs, targets, jnp.array([[1.0], [-1.0]]), 0.05).round(4).tolist()
         [[0.0, 1.0]]
     """
-    if block < 1:
-        raise ValueError(f"the block of tasks is {block}: give at least 1.")
-    size, dtype = len(pool), inputs.dtype
-    block = min(block, size)
+    size, dtype = at_least("number of tasks in the pool", len(pool), 1), inputs.dtype
+    if pool.shape[1] != inputs.shape[2]:
+        raise ValueError(
+            f"the tasks of the pool have {pool.shape[1]} dimensions and the inputs {inputs.shape[2]}: make them equal."
+        )
+    check_positive("noise variance", noise_variance)
+    block = min(at_least("block of tasks", block, 1), size)
     surplus = -size % block
     blocks = jnp.pad(pool, ((0, surplus), (0, 0))).reshape(-1, block, pool.shape[1])
     present = (jnp.arange(size + surplus) < size).reshape(-1, block)

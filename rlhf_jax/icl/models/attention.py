@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from rlhf_jax.icl.checks import at_least, positive
 from rlhf_jax.icl.models.linear_attention import SelfAttention, check_width, divisor, einsum, read_out
 
 Scores = Float[Array, "B h S T"]
@@ -41,9 +42,14 @@ def init_attention(
         key: of the draw.
         width: rows of a prompt w: features and label slots.
         heads: how many layers of attention stand side by side; what they give is added.
-        scale: standard deviation of the entries.
+        scale: standard deviation of the entries, > 0.
         dtype: of the matrices.
+
+    Raises:
+        ValueError: a width or a number of heads that is not whole or below 1, or a scale that is not above 0.
     """
+    width, heads = at_least("width of the tokens", width, 1), at_least("number of heads", heads, 1)
+    positive("scale of the matrices", scale)
     value, key_query = scale * jax.random.normal(key, (2, heads, width, width), dtype)
     return SelfAttention(value=value, key_query=key_query)
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from rlhf_jax.icl.checks import at_least, positive
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.transformer import apply_trunk, init_trunk
 from rlhf_jax.types import Params
@@ -41,7 +42,8 @@ class VectorModel:
             0.02 of GPT-2 suits a width of 768: at 32 blocks would add next to nothing at first, and learn later.)
 
     Raises:
-        ValueError: a size is below 1, heads do not divide the width, or a name is unknown.
+        ValueError: a size is not whole or below 1, heads do not divide the width, the initializer range is not above 0,
+            or a name is unknown.
     """
 
     token_width: int
@@ -54,9 +56,10 @@ class VectorModel:
     initializer_range: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("token_width", "outputs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"VectorModel.{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("token_width", "outputs", "context_length", "layers", "heads", "width"):
+            object.__setattr__(self, name, at_least(f"{name} of the model", getattr(self, name), 1))
+        if self.initializer_range is not None:
+            positive("initializer_range of the model", self.initializer_range)
         self.trunk()
 
     def trunk(self, dtype: DTypeLike = jnp.float32) -> ModelConfig:

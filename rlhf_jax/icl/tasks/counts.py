@@ -110,7 +110,7 @@ def normal_shares(
             above zero, so that setting negative ones to zero would be felt.
     """
     odds = float(np.min(probabilities / np.maximum(1 - probabilities, 1e-300)))
-    if not isinstance(trials, jax.Array) and trials * odds < LEAST_DEVIATIONS**2 * (1 - 1e-9):
+    if not isinstance(trials, jax.core.Tracer) and float(trials) * odds < LEAST_DEVIATIONS**2 * (1 - 1e-9):
         raise ValueError(
             f"normal counts in a context of {trials} examples would often be negative: give a length of at least "
             f'{math.ceil(LEAST_DEVIATIONS**2 / odds - 1e-9)}, or counts="exact".'

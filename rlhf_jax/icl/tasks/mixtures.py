@@ -13,7 +13,6 @@ context is, and the context length N may be a traced scalar, so that one compile
 Both follow any `shift.Law`. Floating-point numbers have the dtype of the means; the means have JAX's default one.
 """
 
-import math
 from typing import Literal
 
 import chex
@@ -23,7 +22,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from rlhf_jax.icl.checks import at_least
+from rlhf_jax.icl.checks import at_least, positive
+from rlhf_jax.icl.mixture import symmetric_root
 from rlhf_jax.icl.shift import Law
 from rlhf_jax.icl.tasks.counts import Scalar, multinomial_counts, normal_shares
 
@@ -80,10 +80,10 @@ def draw_means(key: Key[Array, ""], law: Law, count: int, prior_scale: Scalar | 
     Raises:
         ValueError: `count` is below 1, or a prior scale that is not traced is not above 0.
     """
-    at_least("number of tasks", count, 1)
+    count = at_least("number of tasks", count, 1)
     scale = law.prior_scale if prior_scale is None else prior_scale
-    if isinstance(scale, int | float) and not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"the prior scale is {scale}: give a number above 0.")
+    if not isinstance(scale, jax.core.Tracer):
+        positive("prior scale", np.asarray(scale).item())
     mixture = law.mixture
     c, d = mixture.classes, mixture.dimension
     gaussian = jax.random.normal(key, (count, c, d))
@@ -118,7 +118,7 @@ def draw_prompts(
     Raises:
         ValueError: the length is below 1, or a stratified context of that length would need a fraction of an example.
     """
-    at_least("context length N", length, 1)
+    length = at_least("context length N", length, 1)
     count, c, d = means.shape
     context_key, order_key, noise_key, query_key = jax.random.split(key, 4)
     joint = _joint(law).reshape(-1)
@@ -176,8 +176,8 @@ def draw_statistics(
     """
     if counts not in ("exact", "normal"):
         raise ValueError(f'the counts are {counts!r}: give "exact" or "normal".')
-    if not isinstance(length, jax.Array):
-        at_least("context length N", length, 1)
+    if not isinstance(length, jax.core.Tracer):
+        at_least("context length N", np.asarray(length).item(), 1)
     count = means.shape[0]
     count_key, noise_key, query_key = jax.random.split(key, 3)
     size = jnp.asarray(length).astype(means.dtype)
@@ -255,8 +255,7 @@ def _categories(
 
 def _root(law: Law, means: Float[Array, "B c d"]) -> Float[Array, "d d"]:
     """Symmetric square root of the covariance of the law, in the dtype of the means."""
-    values, vectors = np.linalg.eigh(law.covariance)
-    return jnp.asarray((vectors * np.sqrt(values)) @ vectors.T, means.dtype)
+    return jnp.asarray(symmetric_root(law.covariance), means.dtype)
 
 
 def _unit(vectors: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:

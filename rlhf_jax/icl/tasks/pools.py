@@ -43,9 +43,10 @@ def choose_tasks(key: Key[Array, ""], pool: Float[Array, "M ..."], count: int) -
         Rows of the pool, [B, ...].
 
     Raises:
-        ValueError: `count` is below 1.
+        ValueError: `count` is below 1, or the pool is empty.
     """
     at_least("number of tasks", count, 1)
+    at_least("number of tasks in the pool", pool.shape[0], 1)
     return pool[jax.random.randint(key, (count,), 0, pool.shape[0])]
 
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from rlhf_jax.icl.checks import at_least, check_covariance
+from rlhf_jax.icl.checks import at_least, check_covariance, positive
 
 Kind = Literal["linear", "sparse", "network", "tree"]
 Inputs = Literal["gaussian", "uniform", "random_covariance"]
@@ -81,10 +81,8 @@ class Regression:
         ):
             if value not in choices:
                 raise ValueError(f"the {name} is {value!r}: choose one of {', '.join(choices)}.")
-        if not (math.isfinite(self.prior_scale) and self.prior_scale > 0):
-            raise ValueError(f"the prior scale is {self.prior_scale}: give a number above 0.")
-        if not (math.isfinite(self.noise_variance) and self.noise_variance >= 0):
-            raise ValueError(f"the noise variance is {self.noise_variance}: give a number of at least 0.")
+        positive("prior scale", self.prior_scale)
+        positive("noise variance", self.noise_variance, or_zero=True)
         at_least("sparsity", self.sparsity, 1)
         if self.kind == "sparse" and self.sparsity > self.dimension:
             raise ValueError(

@@ -7,9 +7,10 @@ trained layer learns, since nothing linear in p = (1/N) sum_i y_i x_i does bette
 independent and alike: the minimiser over matrices is a multiple of the identity.
 """
 
+import math
 from typing import NamedTuple
 
-from rlhf_jax.icl.checks import at_least
+from rlhf_jax.icl.checks import at_least, positive
 
 
 class InputMoments(NamedTuple):
@@ -33,14 +34,13 @@ def uniform_inputs(width: float = 2.0) -> InputMoments:
     The published code's option `input_range` is this full width; the best rate goes with 1 / width^2.
 
     Raises:
-        ValueError: a width that is not positive.
+        ValueError: a width that is not positive and finite.
 
     Example:
         >>> uniform_inputs(2.0).variance == 1 / 3
         True
     """
-    if not width > 0:
-        raise ValueError(f"the width of the inputs is {width}: give a number above 0.")
+    positive("width of the inputs", width)
     return InputMoments(width**2 / 12, width**4 / 80)
 
 
@@ -61,8 +61,10 @@ def step_loss(
         noise_variance: sigma^2 of the labels.
 
     Raises:
-        ValueError: a count below 1, or impossible moments.
+        ValueError: a count below 1, impossible moments, a negative noise, or a rate that is not finite.
     """
+    if not math.isfinite(rate):
+        raise ValueError(f"the learning rate is {rate}: give a finite number.")
     s2 = inputs.variance
     return 0.5 * dimension * s2 * (1 - 2 * rate * s2 + rate**2 * _curvature(dimension, length, inputs, noise_variance))
 
@@ -77,7 +79,7 @@ def best_rate(dimension: int, length: int, inputs: InputMoments = GAUSSIAN, nois
         noise_variance: sigma^2 of the labels.
 
     Raises:
-        ValueError: a count below 1, or impossible moments.
+        ValueError: a count below 1, impossible moments, or a negative noise.
 
     Example:
         >>> round(best_rate(10, 10, uniform_inputs(2.0)), 4)
@@ -96,7 +98,7 @@ def best_loss(dimension: int, length: int, inputs: InputMoments = GAUSSIAN, nois
         noise_variance: sigma^2 of the labels.
 
     Raises:
-        ValueError: a count below 1, or impossible moments.
+        ValueError: a count below 1, impossible moments, or a negative noise.
 
     Example:
         >>> round(best_loss(10, 10, uniform_inputs(2.0)), 4)
@@ -109,10 +111,8 @@ def best_loss(dimension: int, length: int, inputs: InputMoments = GAUSSIAN, nois
 def _curvature(dimension: int, length: int, inputs: InputMoments, noise_variance: float) -> float:
     at_least("dimension d", dimension, 1)
     at_least("context length N", length, 1)
-    s2, k4 = inputs
-    if not (s2 > 0 and k4 >= s2**2 and noise_variance >= 0):
-        raise ValueError(
-            f"no input and noise have E x^2 = {s2}, E x^4 = {k4} and variance {noise_variance}: E x^4 is at least "
-            "(E x^2)^2, and a variance at least 0."
-        )
+    positive("noise variance", noise_variance, or_zero=True)
+    s2, k4 = positive("second moment of the inputs", inputs.variance), positive("fourth moment", inputs.fourth)
+    if k4 < s2**2 * (1 - 1e-12):
+        raise ValueError(f"no input has E x^2 = {s2} and E x^4 = {k4}: E x^4 is at least (E x^2)^2.")
     return (1 - 1 / length) * s2**2 + (k4 + (dimension - 1) * s2**2 + noise_variance * s2) / length

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import softmax
 
-from rlhf_jax.icl.checks import at_least
+from rlhf_jax.icl.checks import check_length
 from rlhf_jax.icl.mixture import Mixture
-from rlhf_jax.icl.theory.population import Population, draw
+from rlhf_jax.icl.theory.population import Population, check_model, draw
 
 BLOCK = 2**12  # draws whose d^2-vectors are held at a time
 
@@ -63,7 +63,7 @@ def hessian_at_zero(mixture: Mixture, length: int | float, stratified: bool = Fa
         >>> hessian_at_zero(Mixture(1), length=np.inf)
         array([[0.5]])
     """
-    _check_length(length)
+    length = check_length("context length", length)
     c, d, scale = mixture.classes, mixture.dimension, mixture.prior_scale
     covariance, inverse, identity = mixture.matrix, mixture.inverse, np.eye(mixture.dimension)
     trace = np.trace(inverse)
@@ -132,7 +132,7 @@ def hessian(
         Float64 [d^2, d^2], laid out as `hessian_at_zero`.
 
     Raises:
-        ValueError: W has another shape, a length below 1, or a number of points that is no power of two.
+        ValueError: as `population.check_model`, or a number of points that is no power of two.
     """
     population = _draw(mixture, weights, length, points, seed)
     d = mixture.dimension
@@ -262,7 +262,7 @@ def _context(population: Population, weights: np.ndarray, length: int | float, s
         sums = np.einsum("jk,njd->nkd", shares, population.means)
         mass = np.zeros(len(turned))
     else:
-        shares = population.counts(int(length), stratified)
+        shares = population.counts(length, stratified)
         spread = shares.sum(axis=1) / length  # n_k / N^2
         sums = np.einsum("njk,njd->nkd", shares, population.means)
         sums += (np.sqrt(spread) * population.noise)[:, :, None] * along[:, None, :]
@@ -272,10 +272,7 @@ def _context(population: Population, weights: np.ndarray, length: int | float, s
 
 
 def _draw(mixture: Mixture, weights: np.ndarray, length: int | float, points: int, seed: int) -> Population:
-    _check_length(length)
-    shape = (mixture.dimension, mixture.dimension)
-    if np.shape(weights) != shape:
-        raise ValueError(f"the weights have the shape {np.shape(weights)}: give a matrix of shape {shape}.")
+    check_model(mixture, weights, length)
     return draw(mixture, points, seed)
 
 
@@ -284,8 +281,3 @@ def _pairings(matrix: np.ndarray) -> np.ndarray:
     d = len(matrix)
     straight, crossed = np.einsum("ab,ij->aibj", matrix, matrix), np.einsum("ai,bj->aibj", matrix, matrix)
     return (straight + crossed + np.einsum("aj,ib->aibj", matrix, matrix)).reshape(d * d, d * d)
-
-
-def _check_length(length: int | float) -> None:
-    if not np.isposinf(length):
-        at_least("context length", length, 1)

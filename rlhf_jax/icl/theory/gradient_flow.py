@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.integrate import solve_ivp
 
-from rlhf_jax.icl.checks import at_least, check_covariance
+from rlhf_jax.icl.checks import at_least, check_covariance, check_length, positive
 
 Length = int | float
 
@@ -47,17 +47,14 @@ def context_moment(
         Float64 [d, d].
 
     Raises:
-        ValueError: a covariance that is not positive definite, a length below 1, a second moment that is not
-            symmetric with the shape of the covariance, or a negative noise.
+        ValueError: a covariance that is not positive definite, a second moment that is none, or a number out of range.
 
     Example:
         >>> context_moment(np.eye(2), 4)
         array([[1.75, 0.  ],
                [0.  , 1.75]])
     """
-    covariance, tasks, share = _checked(covariance, length, tasks, noise_variance)
-    turned = covariance @ tasks
-    return (1 + share) * turned @ covariance + share * (np.trace(turned) + noise_variance) * covariance
+    return _moment(*_checked(covariance, length, tasks, noise_variance))
 
 
 def minimiser(
@@ -87,9 +84,8 @@ def minimiser(
                [0.    , 0.5714]])
     """
     at_least("context length N", length, 1)
-    covariance, second, _ = _checked(covariance, length, tasks, noise_variance)
-    moment = context_moment(covariance, length, tasks, noise_variance)
-    return np.linalg.solve(moment, covariance @ second).T
+    setting = _checked(covariance, length, tasks, noise_variance)
+    return np.linalg.solve(_moment(*setting), setting.covariance @ setting.tasks).T
 
 
 def limit(
@@ -115,8 +111,10 @@ def limit(
         u* and U*, [d, d].
 
     Raises:
-        ValueError: as `minimiser`.
+        ValueError: as `minimiser`, or a conserved number that is not finite.
     """
+    if not np.isfinite(conserved):
+        raise ValueError(f"the conserved difference u^2 - |U|^2 is {conserved}: give a finite number.")
     best = minimiser(covariance, length, tasks, noise_variance)
     squared = (conserved + np.sqrt(conserved**2 + 4 * np.sum(best**2))) / 2
     values = float(np.sqrt(squared))
@@ -152,17 +150,20 @@ def risk(
         The mean squared error (without the 1/2 of the training loss).
 
     Raises:
-        ValueError: as `context_moment`.
+        ValueError: as `context_moment`, or weights of another shape or not finite.
 
     Example:
         >>> round(risk(minimiser(np.eye(2), 4), np.eye(2), 4), 4)  # d (d + 1) / (N + d + 1)
         0.8571
     """
-    moment = context_moment(covariance, length, tasks, noise_variance)
-    covariance, tasks, _ = _checked(covariance, length, tasks, noise_variance)
-    query = covariance if query_covariance is None else check_covariance(query_covariance, len(covariance))
-    crossed = weights @ covariance @ tasks
-    return float(np.trace(query @ (weights @ moment @ weights.T - crossed - crossed.T + tasks)))
+    setting = _checked(covariance, length, tasks, noise_variance)
+    shape = setting.covariance.shape
+    query = setting.covariance if query_covariance is None else check_covariance(query_covariance, shape[0])
+    weights = np.asarray(weights, np.float64)
+    if weights.shape != shape or not np.isfinite(weights).all():
+        raise ValueError(f"the weights A have the shape {weights.shape}: give finite ones of the shape {shape}.")
+    crossed = weights @ setting.covariance @ setting.tasks
+    return float(np.trace(query @ (weights @ _moment(*setting) @ weights.T - crossed - crossed.T + setting.tasks)))
 
 
 def least_loss(covariance: np.ndarray, length: int, noise_variance: float = 0.0) -> float:
@@ -204,10 +205,10 @@ def logistic(times: np.ndarray, start: float, dimension: int, length: int, noise
         a(t), float64 [times].
 
     Raises:
-        ValueError: a start that is not positive, or a count below 1.
+        ValueError: a number out of its range, or times that are none or not finite.
     """
     end = _isotropic_end(start, dimension, length, noise_variance)
-    return end / (1 + (end / start - 1) * np.exp(-2 * np.sqrt(dimension) * np.asarray(times, np.float64)))
+    return end / (1 + (end / start - 1) * np.exp(-2 * np.sqrt(dimension) * _times(times)))
 
 
 def half_time(start: float, dimension: int, length: int, noise_variance: float = 0.0) -> float:
@@ -245,12 +246,18 @@ def aligned_flow(
         u, [times], and the eigenvalues of U, [times, d].
 
     Raises:
-        ValueError: variances or starts of other lengths, or not positive variances.
+        ValueError: starts of other lengths than variances, a number out of its range, times that do not ascend.
     """
     variances, keys = np.asarray(variances, np.float64), np.asarray(start.keys, np.float64)
-    if variances.shape != keys.shape or variances.ndim != 1 or not (variances > 0).all():
+    if variances.shape != keys.shape or variances.ndim != 1 or not variances.size or not (variances > 0).all():
         raise ValueError(f"the variances {variances.tolist()} must be above 0, one for each eigenvalue of the start.")
+    if not np.isfinite([start.values, *keys, *variances]).all():
+        raise ValueError(f"the start {start} or the variances {variances.tolist()} is not finite: give finite ones.")
     at_least("context length N", length, 1)
+    positive("noise variance", noise_variance, or_zero=True)
+    times = _times(times)
+    if times[0] < 0 or (np.diff(times) < 0).any():
+        raise ValueError("the times do not ascend from 0: sort them, none below 0.")
     gammas = (1 + 1 / length) * variances + (variances.sum() + noise_variance) / length
 
     def slope(_: float, state: np.ndarray) -> np.ndarray:
@@ -258,7 +265,6 @@ def aligned_flow(
         pull = -(variances**2) * (gammas * u * keys - 1)
         return np.concatenate([[keys @ pull], u * pull])
 
-    times = np.asarray(times, np.float64)
     state = np.concatenate([[start.values], keys])
     solved = solve_ivp(slope, (0.0, times[-1]), state, "DOP853", times, rtol=1e-10, atol=1e-12)
     return Factors(solved.y[0], solved.y[1:].T)
@@ -290,40 +296,55 @@ def random_covariance_minimiser(
         [0.3333, 0.3333]
     """
     first, second, third = moments
-    if not (first > 0 and second >= first**2 and third * first >= second**2):
+    if not (np.isfinite(moments).all() and first > 0 and second >= first**2 and third * first >= second**2):
         raise ValueError(f"no positive variable has the moments {moments}: give E lambda, E lambda^2, E lambda^3.")
     at_least("dimension d", dimension, 1)
-    share = _share(length)
+    share = 1.0 / check_length("context length", length)
     a = second / ((1 + share) * third + share * (third + (dimension - 1) * first * second))
     return float(a), float(first - a * second)
+
+
+class _Setting(NamedTuple):
+    """Lambda, C, 1 / N and sigma^2 after a check."""
+
+    covariance: np.ndarray
+    tasks: np.ndarray
+    share: float
+    noise_variance: float
+
+
+def _moment(covariance: np.ndarray, tasks: np.ndarray, share: float, noise_variance: float) -> np.ndarray:
+    turned = covariance @ tasks
+    return (1 + share) * turned @ covariance + share * (np.trace(turned) + noise_variance) * covariance
 
 
 def _isotropic_end(start: float, dimension: int, length: int, noise_variance: float) -> float:
     at_least("dimension d", dimension, 1)
     at_least("context length N", length, 1)
-    if not start > 0:
-        raise ValueError(f"the start a(0) is {start}: give a number above 0; at 0 the flow stands still.")
+    positive("noise variance", noise_variance, or_zero=True)
+    positive("start a(0)", start)
     return length / (length + dimension + 1 + noise_variance)
 
 
-def _share(length: Length) -> float:
-    """1 / N, 0 for a context without end."""
-    if np.isinf(length):
-        return 0.0
-    at_least("context length", length, 1)
-    return 1.0 / length
+def _times(times: np.ndarray) -> np.ndarray:
+    times = np.asarray(times, np.float64)
+    if times.ndim != 1 or not times.size or not np.isfinite(times).all():
+        raise ValueError(f"the times have the shape {times.shape}: give a list of at least one finite number.")
+    return times
 
 
-def _checked(
-    covariance: np.ndarray, length: Length, tasks: np.ndarray | None, noise_variance: float
-) -> tuple[np.ndarray, np.ndarray, float]:
-    covariance = check_covariance(covariance, len(covariance))
-    second = np.eye(len(covariance)) if tasks is None else np.asarray(tasks, np.float64)
-    if second.shape != covariance.shape or np.abs(second - second.T).max() > 1e-9 * np.abs(second).max():
+def _checked(covariance: np.ndarray, length: Length, tasks: np.ndarray | None, noise_variance: float) -> _Setting:
+    share = 1.0 / check_length("context length", length)
+    covariance = check_covariance(covariance, np.shape(covariance)[0] if np.ndim(covariance) else 1)
+    positive("noise variance", noise_variance, or_zero=True)
+    if tasks is None:
+        return _Setting(covariance, np.eye(len(covariance)), share, noise_variance)
+    second = np.asarray(tasks, np.float64)
+    sound = second.shape == covariance.shape and np.isfinite(second).all() and second.any()
+    least = -1e-9 * np.abs(second).max(initial=0.0)  # rounding
+    if not sound or np.abs(second - second.T).max() > -least or np.linalg.eigvalsh(second)[0] < least:
         raise ValueError(
-            f"the second moment of the weights has the shape {second.shape}: give a symmetric matrix of the shape "
-            f"{covariance.shape} of the covariance."
+            f"the second moment of the weights, of shape {second.shape}, is no E w w': give a finite symmetric matrix "
+            f"of shape {covariance.shape} with eigenvalues of at least 0, not all 0."
         )
-    if not (np.isfinite(noise_variance) and noise_variance >= 0):
-        raise ValueError(f"the noise variance is {noise_variance}: give a number of at least 0.")
-    return covariance, second, _share(length)
+    return _Setting(covariance, second, share, noise_variance)

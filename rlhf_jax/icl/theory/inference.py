@@ -13,15 +13,16 @@ from which the constants below follow by a linearisation of the softmax around a
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy.special import ndtr, softmax
 
+from rlhf_jax.icl.comparison import standard_error
 from rlhf_jax.icl.mixture import Mixture
 from rlhf_jax.icl.shift import NO_SHIFT, Shift
-from rlhf_jax.icl.theory.population import Population, draw
+from rlhf_jax.icl.theory.population import Population, check_model, draw
 
 POINTS = 2**16
 SEEDS = tuple(range(4))
@@ -63,6 +64,22 @@ def distances(logits: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.abs(softmax(logits, axis=1) - softmax(others, axis=1)).sum(axis=1) / 2
 
 
+def estimated(values: Iterable[float]) -> Estimated:
+    """The mean over independent sets of points, and its standard error.
+
+    Raises:
+        ValueError: there is one set alone.
+
+    Example:
+        >>> estimated([1.0, 2.0, 3.0]).mean
+        2.0
+    """
+    numbers = np.array(list(values))
+    if len(numbers) < 2:
+        raise ValueError("there is one set of points: give at least two seeds, for a standard error.")
+    return Estimated(float(numbers.mean()), float(standard_error(numbers)))
+
+
 def moments(
     population: Population, weights: np.ndarray, length: int | float, stratified: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -82,9 +99,11 @@ def moments(
         stratified: contexts hold as many examples of each class as its probability says.
 
     Raises:
-        ValueError: stratified contexts with noise in their labels, which are not treated.
+        ValueError: stratified contexts with noise in their labels, which are not treated; or as
+            `population.check_model`.
     """
     law = population.law
+    weights, length = check_model(law.mixture, weights, length)
     if stratified and law.label_noise > 0:
         raise ValueError("the moments of stratified contexts with label noise are not known here: leave one out.")
     chances = law.probabilities[:, None] * law.confusion
@@ -156,11 +175,12 @@ def total_variation(
         >>> round(found.mean, 3)
         0.058
     """
+    weights, length = check_model(mixture, weights, length)
 
     def one(population: Population) -> float:
         return distances(population.model_logits(weights, length, stratified), population.logits).mean()
 
-    return _over_seeds([one(draw(mixture, points, seed, shift)) for seed in seeds])
+    return estimated([one(draw(mixture, points, seed, shift)) for seed in seeds])
 
 
 def constants(
@@ -189,7 +209,7 @@ def constants(
     weights = mixture.classes * mixture.inverse
     for seed in seeds:
         population = draw(mixture, points, seed)
-        _, covariance = moments(population, weights, 1.0, stratified)
+        _, covariance = moments(population, weights, 1, stratified)
         _, deviations = _linearised(population, np.zeros_like(population.logits), covariance)
         jacobian = _jacobian(population.logits)
         row = [math.sqrt(2 / math.pi) * deviations.sum(axis=1).mean() / 2]
@@ -198,7 +218,7 @@ def constants(
             error = np.einsum("nkd,de,ne->nk", population.means, correction, population.query)
             row.append(np.abs(np.einsum("nkl,nl->nk", jacobian, error)).sum(axis=1).mean() / 2)
         found.append(row)
-    estimates = [_over_seeds(list(column)) for column in np.array(found).T]
+    estimates = [estimated(list(column)) for column in np.array(found).T]
     return Constants(estimates[0], estimates[1], None if correction is None else estimates[2])
 
 
@@ -239,13 +259,14 @@ def joint_total_variation(
         seeds: one a set, at least two.
         stratified: contexts hold as many examples of each class as its probability says.
     """
+    weights, length = check_model(mixture, weights, length)
 
     def one(population: Population) -> float:
         mean, covariance = moments(population, weights, length, stratified)
         centres, deviations = _linearised(population, mean - population.logits, covariance)
         return folded_normal_mean(centres, deviations).sum(axis=1).mean() / 2
 
-    return _over_seeds([one(draw(mixture, points, seed)) for seed in seeds])
+    return estimated([one(draw(mixture, points, seed)) for seed in seeds])
 
 
 def crossover(limits: Constants, length: int) -> float:
@@ -279,9 +300,3 @@ def _linearised(population: Population, shift: np.ndarray, covariance: np.ndarra
     jacobian = _jacobian(population.logits)
     variance = np.einsum("nkl,nlm,nmk->nk", jacobian, covariance, jacobian, optimize=True)
     return np.einsum("nkl,nl->nk", jacobian, shift), np.sqrt(np.maximum(variance, 0))
-
-
-def _over_seeds(values: list[float]) -> Estimated:
-    if len(values) < 2:
-        raise ValueError("there is one set of points: give at least two seeds, for a standard error.")
-    return Estimated(float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values))))

@@ -1,12 +1,13 @@
 """The loss of any W, and what Bayes reaches: expectations over the points of `population.draw`."""
 
 import numpy as np
-from scipy.special import logsumexp, softmax
+from scipy.special import entr, logsumexp, softmax
 
+from rlhf_jax.icl.checks import at_least
 from rlhf_jax.icl.mixture import Mixture
 from rlhf_jax.icl.shift import NO_SHIFT, Shift
 from rlhf_jax.icl.theory.minimiser import POINTS
-from rlhf_jax.icl.theory.population import Population, draw, mirrored
+from rlhf_jax.icl.theory.population import Population, check_model, draw, mirrored
 
 
 def cross_entropy(
@@ -23,6 +24,9 @@ def cross_entropy(
         weights: W, [d, d].
         length: N; `numpy.inf` for contexts without end.
         stratified: see `minimiser`.
+
+    Raises:
+        ValueError: as `population.check_model`.
     """
     z = population.model_logits(weights, length, stratified)
     return logsumexp(z, axis=1) - np.sum(softmax(population.logits, axis=1) * z, axis=1)
@@ -37,7 +41,12 @@ def loss(
     seed: int = 0,
     shift: Shift = NO_SHIFT,
 ) -> float:
-    """L(W) = E[-log P_W(label | prompt)] for any W on contexts of N examples, under any shift."""
+    """L(W) = E[-log P_W(label | prompt)] for any W on contexts of N examples, under any shift.
+
+    Raises:
+        ValueError: as `population.check_model` and `population.draw`.
+    """
+    weights, length = check_model(mixture, weights, length)
     population = draw(mixture, points, seed, shift)
     pair = (population, mirrored(population))
     return float(np.mean([cross_entropy(one, weights, length, stratified).mean() for one in pair]))
@@ -45,8 +54,7 @@ def loss(
 
 def bayes_loss(mixture: Mixture, points: int = POINTS, seed: int = 0, shift: Shift = NO_SHIFT) -> float:
     """Cross-entropy of Bayes' posterior with itself, E[-sum_k q_k log q_k], q = softmax(a): no W has less."""
-    logits = draw(mixture, points, seed, shift).logits
-    return float(np.mean(logsumexp(logits, axis=1) - np.sum(softmax(logits, axis=1) * logits, axis=1)))
+    return float(entr(softmax(draw(mixture, points, seed, shift).logits, axis=1)).sum(axis=1).mean())
 
 
 def bayes_error(mixture: Mixture, points: int = POINTS, seed: int = 0, shift: Shift = NO_SHIFT) -> float:
@@ -64,16 +72,22 @@ def gradient(population: Population, weights: np.ndarray, length: int | float, s
 
     Args:
         population: draws, with or without a shift.
-        weights: W, [d, d], other than 0.
+        weights: W, [d, d]; where W x = 0 the noise, whose mean is 0, is left out.
         length: N >= 1.
         stratified: see `minimiser`.
+
+    Raises:
+        ValueError: W as in `population.check_model`, or a length that is no whole number of at least 1.
     """
     law, query = population.law, population.query
+    weights, _ = check_model(law.mixture, weights, length)
+    length = at_least("context length", length, 1)
+    shares = population.counts(length, stratified)
     error = softmax(population.model_logits(weights, length, stratified), axis=1) - softmax(population.logits, axis=1)
-    shares = population.counts(int(length), stratified)
     turned = query @ weights.T @ law.covariance
     width = np.sqrt(np.sum(turned * (query @ weights.T), axis=1))
     noise = np.sqrt(shares.sum(axis=1) / length) * population.noise
     left = np.einsum("nk,njk,njd->nd", error, shares, population.means, optimize=True)
-    left = left + (np.sum(error * noise, axis=1) / width)[:, None] * turned
+    pull = np.sum(error * noise, axis=1)
+    left = left + np.divide(pull, width, out=np.zeros_like(pull), where=width > 0)[:, None] * turned
     return left.T @ query / len(query)

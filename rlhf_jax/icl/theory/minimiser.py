@@ -17,7 +17,8 @@ import numpy as np
 from scipy import stats
 from scipy.special import logsumexp, softmax
 
-from rlhf_jax.icl.checks import at_least
+from rlhf_jax.icl.checks import at_least, power_of_two
+from rlhf_jax.icl.comparison import standard_error
 from rlhf_jax.icl.mixture import Mixture
 from rlhf_jax.icl.theory.population import draw, mirrored
 
@@ -67,9 +68,7 @@ def draw_invariants(mixture: Mixture, length: int, stratified: bool, points: int
 
         z_1 - z_0 = w (a / 2 + b m'y + |y| e / sqrt(N)),      a = u'y,  b = (n_1 - n_0) / N,  e ~ N(0, 1).
     """
-    at_least("context length", length, 1)
-    if points < 2 or points & (points - 1):
-        raise ValueError(f"the number of points is {points}: give a power of two.")
+    length, points = at_least("context length", length, 1), power_of_two("number of points", points)
     d = mixture.dimension
     sobol = stats.qmc.Sobol(7, scramble=True, rng=np.random.default_rng(seed))
     uniform = np.clip(sobol.random_base2(points.bit_length() - 1), 1e-15, 1 - 1e-15)
@@ -106,8 +105,8 @@ def minimiser(
     """W*, the global minimiser of the loss on contexts of N examples (Shen et al. 2024, arXiv 2410.11778).
 
     They show W* = c (Lambda^-1 + G) with G = O(1 / N); here W* itself is computed, for any N, to the accuracy of the
-    points (`replicates` estimates it): by default a few 1e-4 of its size for two classes and Lambda = lambda I, else
-    1e-3 to 5e-3.
+    points (`replicates` estimates it): by default 2^16 of them, whose W* differ from set to set by 1e-4 to 1e-3 of its
+    size for two classes and Lambda = lambda I, else by 1e-3 to 5e-3.
 
     Args:
         mixture: the family of tasks.
@@ -135,7 +134,12 @@ def minimiser(
 def replicates(
     mixture: Mixture, length: int, seeds: int, stratified: bool = False, points: int = POINTS, seed: int = 0
 ) -> np.ndarray:
-    """W* from independent sets of points, [seeds, d, d]: their mean is the better estimate, their spread its error."""
+    """W* from independent sets of points, [seeds, d, d]: their mean is the better estimate, their spread its error.
+
+    Raises:
+        ValueError: as `minimiser`, or fewer than two seeds.
+    """
+    seeds = at_least("number of seeds", seeds, 2)
     return np.stack([minimiser(mixture, length, stratified, points, seed + i) for i in range(seeds)])
 
 
@@ -158,13 +162,13 @@ def isotropic_weight(
         seed: the first seed.
 
     Raises:
-        ValueError: Lambda is no multiple of the identity.
+        ValueError: Lambda is no multiple of the identity, or as `replicates`.
     """
     if not mixture.isotropic:
         raise ValueError("the covariance is no multiple of the identity, so W* is not one number: call `minimiser`.")
     scale = mixture.matrix[0, 0]
     found = scale * replicates(mixture, length, seeds, stratified, points, seed)[:, 0, 0]
-    return float(found.mean()), float(found.std(ddof=1) / np.sqrt(seeds))
+    return float(found.mean()), float(standard_error(found))
 
 
 def newton(given: Coordinates, length: int) -> np.ndarray:

@@ -47,7 +47,7 @@ def second_moment(pool: np.ndarray) -> np.ndarray:
     """C = (1/M) sum_i w_i w_i' of a pool [M, d], float64 [d, d].
 
     Raises:
-        ValueError: a pool that is no matrix with at least one task.
+        ValueError: a pool that is no matrix with at least one task, or has entries that are not finite.
 
     Example:
         >>> second_moment(np.array([[1.0, 0.0], [0.0, 2.0]]))
@@ -55,8 +55,10 @@ def second_moment(pool: np.ndarray) -> np.ndarray:
                [0. , 2. ]])
     """
     pool = np.asarray(pool, np.float64)
-    if pool.ndim != 2 or not len(pool):
+    if pool.ndim != 2 or not pool.size:
         raise ValueError(f"the pool has the shape {pool.shape}: give at least one task, [tasks, d].")
+    if not np.isfinite(pool).all():
+        raise ValueError("the pool has entries that are not finite: give finite ones.")
     return pool.T @ pool / len(pool)
 
 
@@ -134,6 +136,7 @@ def average_risks(
     Raises:
         ValueError: a count out of its range.
     """
+    at_least("number of pool sizes", len(sizes), 1)
     for size in sizes:
         at_least("pool size M", size, 1)
     at_least("number of pools", pools, 2)

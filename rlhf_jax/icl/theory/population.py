@@ -15,8 +15,8 @@ import dataclasses
 import numpy as np
 from scipy import stats
 
-from rlhf_jax.icl.checks import at_least
-from rlhf_jax.icl.mixture import Mixture
+from rlhf_jax.icl.checks import at_least, check_length, power_of_two
+from rlhf_jax.icl.mixture import Mixture, symmetric_root
 from rlhf_jax.icl.shift import NO_SHIFT, Law, Shift, shifted
 
 
@@ -50,8 +50,11 @@ class Population:
         Args:
             length: examples in the context, N >= 1.
             stratified: as many of each class as its probability says, N / c for uniform classes, instead of random.
+
+        Raises:
+            ValueError: a length that is no whole number of at least 1.
         """
-        at_least("context length", length, 1)
+        length = at_least("context length", length, 1)
         probabilities, c = self.law.probabilities, len(self.law.probabilities)
         count = len(self.label)
         if stratified:
@@ -77,20 +80,38 @@ class Population:
             weights: W, [d, d].
             length: N, or `numpy.inf` for what is left of the logits when the context grows without end.
             stratified: see `counts`.
+
+        Raises:
+            ValueError: as `check_model`.
         """
+        weights, length = check_model(self.law.mixture, weights, length)
         turned = self.query @ weights.T
         if np.isinf(length):
             shares = np.broadcast_to(
                 self.law.probabilities[:, None] * self.law.confusion, (1, *self.law.confusion.shape)
             )
         else:
-            shares = self.counts(int(length), stratified)
+            shares = self.counts(length, stratified)
         along = np.einsum("ncd,nd->nc", self.means, turned)
         signal = np.einsum("njk,nj->nk", np.broadcast_to(shares, (len(along), *shares.shape[1:])), along)
         if np.isinf(length):
             return signal
         width = np.sqrt(np.einsum("nd,de,ne->n", turned, self.law.covariance, turned))
         return signal + np.sqrt(shares.sum(axis=1) / length) * width[:, None] * self.noise
+
+
+def check_model(mixture: Mixture, weights: np.ndarray, length: int | float) -> tuple[np.ndarray, int | float]:
+    """The matrix W as float64 [d, d], and a context length: a whole number of at least 1, or `numpy.inf`.
+
+    Raises:
+        ValueError: W has another shape or entries that are not finite, or the length is something else.
+    """
+    array, shape = np.asarray(weights, np.float64), (mixture.dimension, mixture.dimension)
+    if array.shape != shape:
+        raise ValueError(f"the weights have the shape {array.shape}: give a matrix of shape {shape}.")
+    if not np.isfinite(array).all():
+        raise ValueError("the weights have entries that are not finite: give finite ones.")
+    return array, check_length("context length", length)
 
 
 def draw(mixture: Mixture, points: int = 2**16, seed: int = 0, shift: Shift = NO_SHIFT) -> Population:
@@ -105,8 +126,7 @@ def draw(mixture: Mixture, points: int = 2**16, seed: int = 0, shift: Shift = NO
     Raises:
         ValueError: `points` is no power of two, or the shift is impossible (see `shift.shifted`).
     """
-    if points < 2 or points & (points - 1):
-        raise ValueError(f"the number of points is {points}: give a power of two.")
+    points = power_of_two("number of points", points)
     law = shifted(mixture, shift)
     d, c = mixture.dimension, mixture.classes
     sobol = stats.qmc.Sobol(c * d + d + 2 * c, scramble=True, rng=np.random.default_rng(seed))
@@ -120,9 +140,7 @@ def draw(mixture: Mixture, points: int = 2**16, seed: int = 0, shift: Shift = NO
     others = lengths * directions[:, 1:] / np.linalg.norm(directions[:, 1:], axis=2, keepdims=True)
     means = np.concatenate([first[:, None], others], axis=1) @ root * law.norm_ratios[:, None]
     label = np.minimum(np.searchsorted(np.cumsum(law.probabilities), choice, side="right"), c - 1)
-    values, vectors = np.linalg.eigh(law.covariance)
-    spread = (vectors * np.sqrt(values)) @ vectors.T
-    query = means[np.arange(points), label] + gaussian[:, c * d : c * d + d] @ spread
+    query = means[np.arange(points), label] + gaussian[:, c * d : c * d + d] @ symmetric_root(law.covariance)
     return Population(
         law=law,
         means=means,

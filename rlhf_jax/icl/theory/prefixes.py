@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import special
 
-from rlhf_jax.icl.checks import at_least
+from rlhf_jax.icl.checks import at_least, positive
+
+NODES = (256, 384, 576, 864, 1296)  # of the integration, tried one after the other
 
 
 def least_squares_error(
@@ -105,16 +107,15 @@ def ridge_error(
         Float64, one a length.
 
     Raises:
-        ValueError: a number out of its range.
+        ValueError: a number out of its range, or a penalty that is too small for the integration of `wishart_trace`
+            (where k is about d).
 
     Example:
         >>> ridge_error(8, [0, 16], noise_variance=0.25).round(4).tolist()
         [8.0, 0.2631]
     """
     k = _lengths(dimension, lengths, noise_variance, prior_variance)
-    penalty = noise_variance / prior_variance if penalty is None else penalty
-    if not (np.isfinite(penalty) and penalty > 0):
-        raise ValueError(f"the penalty of ridge is {penalty}: give a number above 0.")
+    penalty = positive("penalty of ridge", noise_variance / prior_variance if penalty is None else penalty)
 
     def error(eigenvalue: np.ndarray) -> np.ndarray:
         return (prior_variance * penalty**2 + noise_variance * eigenvalue) / (eigenvalue + penalty) ** 2
@@ -123,9 +124,7 @@ def ridge_error(
     return np.array([distinct[length] for length in k])
 
 
-def wishart_trace(
-    function: Callable[[np.ndarray], np.ndarray], dimension: int, length: int, nodes: int | None = None
-) -> float:
+def wishart_trace(function: Callable[[np.ndarray], np.ndarray], dimension: int, length: int) -> float:
     """E tr f(X'X) for X of k rows N(0, I_d), without sampling.
 
     With m = min(d, k) and a = |k - d|, the eigenvalues x_1 .. x_m that are not 0 have the density proportional to
@@ -136,20 +135,20 @@ def wishart_trace(
 
     p_j any polynomials of degrees 0 .. m-1 (here Laguerre's, which keep A well conditioned); for odd m it is bordered
     by the integrals of p_j w g. With g = 1 + t f, the derivative at t = 0 is E sum_i f(x_i) = tr(A^-1 dA/dt) / 2. The
-    integrals are taken in s = sqrt(x), where everything is smooth, by Chebyshev's polynomials; the d - m eigenvalues
-    that are 0 add (d - m) f(0).
+    integrals are taken in s = sqrt(x), where everything is smooth, by Chebyshev's polynomials, of more and more nodes
+    until two results agree to eight digits; the d - m eigenvalues that are 0 add (d - m) f(0).
 
     Args:
         function: f, smooth on [0, inf), of an array; f(0) is used where k < d.
         dimension: d >= 1.
         length: k >= 0.
-        nodes: of the integration; None: enough for ten digits of 1 / (x + 0.01) up to d = k = 64.
 
     Returns:
         The expectation.
 
     Raises:
-        ValueError: d < 1 or k < 0.
+        ValueError: d < 1 or k < 0; or results that are not finite, or do not agree with 1,296 nodes either: f is
+            too steep near 0, or d and k are too large (several hundreds).
 
     Example:
         >>> round(wishart_trace(lambda x: 1 / x, dimension=3, length=10), 8)  # d / (k - d - 1)
@@ -161,28 +160,57 @@ def wishart_trace(
     null = float(function(np.zeros(1))[0]) * (dimension - m) if dimension > m else 0.0
     if m == 0:
         return null
-    nodes = 256 + 128 * (m // 32) if nodes is None else nodes
-    low, high = max(0.0, np.sqrt(a + m) - np.sqrt(m) - 9), np.sqrt(a + m) + np.sqrt(m) + 9
-    places, cumulative, whole = _integration(nodes)
+    before = np.nan
+    for nodes in NODES:
+        found, size = _positive_part(function, m, a, nodes)
+        if abs(found - before) <= 1e-8 * size:
+            return null + found
+        before = found
+        if not np.isfinite(found):
+            break
+    raise ValueError(
+        f"the expectation for d = {dimension} and k = {length} did not converge ({found:.6g} with {nodes} nodes): "
+        "give a function that is less steep near 0, such as a larger penalty, or smaller d and k."
+    )
+
+
+def _positive_part(
+    function: Callable[[np.ndarray], np.ndarray], count: int, gap: int, nodes: int
+) -> tuple[float, float]:
+    """What the `count` eigenvalues that are not 0 add, and the size of the numbers that it is a sum of."""
+    eigenvalues, basis, inverse = _ensemble(count, gap, nodes)
+    _, _, whole = _integration(nodes)
+    with np.errstate(over="ignore", invalid="ignore"):
+        weighted = basis * function(eigenvalues)
+        change = _pairing(weighted, basis) + _pairing(basis, weighted)
+        if count % 2:
+            change = _bordered(change, weighted @ whole)
+        terms = (inverse * change.T).sum(axis=1)
+    return float(terms.sum()) / 2, float(np.abs(terms).sum()) / 2
+
+
+@functools.lru_cache(maxsize=16)
+def _ensemble(count: int, gap: int, nodes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x at the nodes, [nodes]; p_j w dx there, [count, nodes]; and the inverse of A[1]."""
+    low, high = max(0.0, np.sqrt(gap + count) - np.sqrt(count) - 9), np.sqrt(gap + count) + np.sqrt(count) + 9
+    places, _, whole = _integration(nodes)
     s = low + (high - low) * (1 + places) / 2
+    j = np.arange(count)[:, None]
+    scale = special.gammaln(j + 1) - special.gammaln(j + gap + 1)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        envelope = np.exp((scale - s**2) / 2 + (gap * np.log(s) if gap else 0.0))
+        basis = (high - low) * envelope * special.eval_genlaguerre(j, gap, s**2)
+        matrix = _pairing(basis, basis)
+    if count % 2:
+        matrix = _bordered(matrix, basis @ whole)
+    inverse = np.linalg.inv(matrix) if np.isfinite(matrix).all() else np.full_like(matrix, np.nan)
+    return _read_only(s**2, basis, inverse)
 
-    j = np.arange(m)[:, None]
-    scale = special.gammaln(j + 1) - special.gammaln(j + a + 1)
-    with np.errstate(divide="ignore"):
-        envelope = np.exp((scale - s**2) / 2 + (a * np.log(s) if a else 0.0))
-    basis = (high - low) * envelope * special.eval_genlaguerre(j, a, s**2)  # p_j w dx, over [-1, 1]
-    weighted = basis * function(s**2)
 
-    def pairing(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """Integral of sign(y - x) left_j(x) right_l(y)."""
-        below = left @ cumulative.T
-        return ((2 * below - (left @ whole)[:, None]) * whole) @ right.T
-
-    matrix = pairing(basis, basis)
-    change = pairing(weighted, basis) + pairing(basis, weighted)
-    if m % 2:
-        matrix, change = _bordered(matrix, basis @ whole), _bordered(change, weighted @ whole)
-    return null + float(np.trace(np.linalg.solve(matrix, change))) / 2
+def _pairing(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Integral of sign(y - x) left_j(x) right_l(y), of values at the nodes."""
+    _, cumulative, whole = _integration(left.shape[1])
+    return ((2 * left @ cumulative.T - (left @ whole)[:, None]) * whole) @ right.T
 
 
 @functools.lru_cache(maxsize=8)
@@ -192,7 +220,14 @@ def _integration(nodes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     weights = np.where(np.arange(nodes) == 0, 1.0, 2.0) / nodes
     coefficients = np.polynomial.chebyshev.chebvander(places, nodes - 1).T * weights[:, None]
     integrals = np.polynomial.chebyshev.chebint(np.eye(nodes), lbnd=-1) @ coefficients
-    return places, np.polynomial.chebyshev.chebvander(places, nodes) @ integrals, integrals.sum(axis=0)
+    cumulative = np.polynomial.chebyshev.chebvander(places, nodes) @ integrals
+    return _read_only(places, cumulative, integrals.sum(axis=0))
+
+
+def _read_only(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    for array in arrays:  # all callers share them
+        array.setflags(write=False)
+    return arrays
 
 
 def _bordered(matrix: np.ndarray, edge: np.ndarray) -> np.ndarray:
@@ -208,8 +243,6 @@ def _lengths(
     k = np.asarray(lengths, np.float64)
     if k.ndim != 1 or not np.isfinite(k).all() or (k < 0).any() or (k != np.round(k)).any():
         raise ValueError(f"the numbers of examples are {k.tolist()}: give a list of whole numbers of at least 0.")
-    if not (np.isfinite(noise_variance) and noise_variance >= 0):
-        raise ValueError(f"the noise variance is {noise_variance}: give a number of at least 0.")
-    if not (np.isfinite(prior_variance) and prior_variance > 0):
-        raise ValueError(f"the prior variance is {prior_variance}: give a number above 0.")
+    positive("noise variance", noise_variance, or_zero=True)
+    positive("prior variance", prior_variance)
     return k

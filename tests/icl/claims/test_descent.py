@@ -11,6 +11,10 @@ def test_rates_from_two_starts():
     own = [row for row in found.comparisons if "without data" not in row.quantity]
     assert len(own) == 8
     assert all(row.passed for row in own), own
+    for row in found.comparisons:
+        if "without data" in row.quantity:
+            assert abs(row.measured - row.predicted) < 4 * row.standard_error + 0.005 * abs(row.predicted)
+            assert 0 < row.standard_error < 0.03 * abs(row.predicted)
     assert found.loss_gap.shape == found.squared_distance.shape == (2, 401)
     np.testing.assert_array_equal(found.steps, np.arange(401))
     assert math.isclose(found.slope, -0.069, rel_tol=0.06)

@@ -3,11 +3,7 @@
 import numpy as np
 import pytest
 
-from rlhf_jax.icl.claims.estimators import exact_properties, noise_levels, pool_errors, prefix_errors
-
-
-def failed(comparisons):
-    return [one for one in comparisons if not one.passed]
+from rlhf_jax.icl.claims.estimators import baselines, exact_properties, prefix_errors
 
 
 def test_errors_after_k_examples_are_the_predicted_ones():
@@ -20,26 +16,69 @@ def test_errors_after_k_examples_are_the_predicted_ones():
 
 
 def test_exact_properties_hold():
-    assert not failed(exact_properties(dimension=4, length=8, pool=256, prompts=16))
+    found = exact_properties(dimension=4, length=8, pool=256, prompts=16)
+    assert len(found) == 5
+    assert [one for one in found if not one.passed] == []
 
 
-def test_pool_errors_are_in_the_order_of_bayes_and_near_the_known_values():
-    """Against the values of one pool of 4,096 prompts, within the spread of pools: standard deviations of 20 pools."""
-    found = pool_errors(sizes=(1, 8, 64), pools=20, prompts=64, share=0.05)
-    assert not failed(found.comparisons)
-    assert found.bayes_pool.shape == (3, 20)
-    known = {8: (0.088, 1.22), 64: (0.161, 0.88)}
-    for size, (pool, fresh) in known.items():
-        place = found.sizes.tolist().index(size)
-        for values, value in ((found.bayes_pool[place], pool), (found.bayes_fresh[place], fresh)):
-            assert abs(values.mean() - value) <= 3 * values.std(ddof=1) * np.sqrt(1 + 1 / 20)
+@pytest.fixture(scope="module")
+def measured():
+    return baselines(dimension=8, lengths=(5, 10, 20), sparsity=1, depth=2, prompts=1024, sweeps=50)
 
 
-def test_noise_levels_are_in_the_order_of_bayes_and_near_the_known_values():
-    """The known values come from 8,000 prompts with standard errors of about 2 %."""
-    found = noise_levels(prompts=2**12)
-    assert not failed(found.comparisons)
-    known = ((found.oracle, 0.332), (found.mixture, 0.349), (found.selected, 0.354), (found.fixed[2], 0.442))
-    for values, value in known:
-        error = values.std(ddof=1) / np.sqrt(values.size)
-        assert values.mean() == pytest.approx(value, abs=3 * np.hypot(error, 0.02 * value))
+def error_of(measured, task, estimator):
+    """Means and standard errors, [lengths]."""
+    which = [estimator in name for name in measured.estimators].index(True)
+    errors = measured.errors[measured.tasks.index(task), which]
+    return errors.mean(axis=-1), errors.std(axis=-1) / np.sqrt(errors.shape[-1])
+
+
+def test_baselines_meet_what_is_known_of_them(measured):
+    """Least squares of linear and sparse functions without noise: 1 - k/d below d, 0 from d on, whatever the scale."""
+    assert measured.errors.shape == (6, 5, 3, 1024)
+    for task in ("linear", "sparse", "linear, inputs scaled by 3"):
+        means, errors = error_of(measured, task, "least squares")
+        assert abs(means[0] - (1 - 5 / 8)) <= 4 * errors[0]
+        assert means[1:].max() < 1e-6
+    # Averaging: E |w_k - w|^2 / d = (d + 1) / k without noise (Isserlis), d = 8.
+    means, errors = error_of(measured, "linear", "averaging")
+    assert (np.abs(means - 9 / np.array([5, 10, 20])) <= 4 * errors).all()
+    means, errors = error_of(measured, "linear, orthogonal query", "ridge")
+    assert abs(means[0] - 1) <= 4 * errors[0]
+    assert np.isnan(means[1:]).all()
+    assert error_of(measured, "linear, repeated query", "least squares")[0][0] < 1e-6
+
+
+def test_baselines_are_good_at_what_they_are_for(measured):
+    least_squares, _ = error_of(measured, "sparse", "least squares")
+    lasso, _ = error_of(measured, "sparse", "Lasso")
+    assert lasso[0] < 0.8 * least_squares[0]
+    neighbours = measured.errors[measured.tasks.index("tree"), -1]
+    gain = neighbours[0] - neighbours[-1]  # of more examples, on the same prompts
+    assert gain.mean() > 3 * gain.std() / np.sqrt(gain.size)
+    assert neighbours[-1].mean() < error_of(measured, "tree", "least squares")[0][-1]
+
+
+def test_predictions_of_one_prompt_are_those_of_the_estimators_on_the_examples_shown():
+    """The neighbours of prompts shown k examples of a longer one: as many neighbours as examples give their mean."""
+    found = baselines(
+        dimension=2, lengths=(1, 4), sparsity=1, neighbours=50, prompts=2048, noise_variance=1.0, sweeps=1
+    )
+    means, errors = error_of(found, "linear", "nearest neighbours")
+    # The mean of k targets, independent of the query's: (d + (d + 1) / k) / d, d = 2 and noise 1.
+    assert (np.abs(means - (2 + 3 / np.array([1, 4])) / 2) <= 4 * errors).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"prompts": 1}, "number of prompts is 1"),
+        ({"lengths": (0, 4)}, "context length k is 0"),
+        ({"lengths": ()}, "no context lengths"),
+        ({"neighbours": 0}, "number of neighbours is 0"),
+        ({"lasso_penalty": -1.0}, "penalty of the Lasso is -1"),
+    ],
+)
+def test_baselines_that_cannot_be_are_refused(changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        baselines(**{"dimension": 2, "sparsity": 1, "lengths": (2,), "prompts": 4, **changes})

@@ -26,7 +26,7 @@ def test_a_wrong_prediction_is_seen() -> None:
         ("loss at W*", other.loss.mean),
         ("total variation at W* and M", other.total_variation.mean),
         ("loss of Bayes", other.bayes_loss.mean),
-        ("smoothness l", other.smoothness),
+        ("(c/2) lambda_max at W=0", other.smoothness),
     ):
         row = by_name[name]
         assert row.passed
@@ -71,3 +71,19 @@ def test_raw_prompts_are_those_of_the_definition() -> None:
     assert np.mean(right) == pytest.approx(np.mean(np.sum(softmax(a, axis=1) ** 2, axis=1)), abs=0.02)
     assert prompts.sums.shape == prompts.test_sums.shape == (4000, 3, 3)
     assert not np.allclose(prompts.sums, prompts.test_sums)
+
+
+def test_predictions_made_before_are_used() -> None:
+    mixture = Mixture(2)
+    theory = predictions(mixture, 10, 20, points=2**8, seeds=2)
+    given_, own = (
+        against_monte_carlo(mixture, 10, 20, prompts=100, points=2**8, seeds=2, errors=100.0, theory=one)
+        for one in (theory, None)
+    )
+    assert given_ == own
+    wrong = theory._replace(loss=theory.loss._replace(mean=0.123))
+    rows = against_monte_carlo(mixture, 10, 20, 100, points=2**8, seeds=2, errors=1e6, theory=wrong)
+    assert rows[0].predicted == 0.123
+    for numbers in ({"seeds": 1}, {"prompts": 1}):
+        with pytest.raises(ValueError, match="is 1: give a whole number of at least 2"):
+            against_monte_carlo(mixture, 10, 20, **numbers)

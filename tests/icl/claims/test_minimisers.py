@@ -2,13 +2,19 @@ import numpy as np
 import pytest
 
 from rlhf_jax.icl.claims.minimisers import (
+    DISTANCES,
     EXAMPLE,
+    SHARES,
+    WEIGHTS,
+    against_reference_tables,
     first_order_by_length,
     general_covariance,
     sampled_weight,
     weights_by_length,
 )
 from rlhf_jax.icl.mixture import Mixture
+
+TABLE = {3: (20,), 10: (1280,)}
 
 
 def test_weights_by_length() -> None:
@@ -40,3 +46,21 @@ def test_general_covariance() -> None:
     assert len(found.comparisons) == 7
     assert all(row.passed for row in found.comparisons)
     assert found.scaled[0, 0] > found.scaled[0, 1] > 0
+
+
+def test_tables_of_another_program() -> None:
+    weights = {d: {length: WEIGHTS[d][length] for length in lengths} for d, lengths in TABLE.items()}
+    rows = against_reference_tables(weights, {}, {}, points=2**15, seeds=2)
+    shares = {2: {50: SHARES[2][50]}, 5: {800: SHARES[5][800]}}
+    rows += against_reference_tables({}, shares, {}, points=2**13, seeds=4)
+    rows += against_reference_tables({}, {10: {50: SHARES[10][50]}}, {}, points=2**14, seeds=2)
+    rows += against_reference_tables({}, {}, {100: DISTANCES[100]}, points=2**14, seeds=6)
+    assert len(rows) == 2 + 3 + 2
+    assert [row for row in rows if not row.passed] == []
+    assert all(0 < row.standard_error < row.tolerance for row in rows)
+
+
+def test_tables_are_complete() -> None:
+    assert sum(len(row) for row in WEIGHTS.values()) == 24
+    assert {tuple(row) for row in SHARES.values()} == {(50, 200, 800)}
+    assert tuple(DISTANCES) == (100, 200, 400, 800)

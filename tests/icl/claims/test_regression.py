@@ -45,6 +45,6 @@ def test_drawn_risk_tells_a_layer_that_was_not_learnt_from_one_that_was():
     assert mean > gradient_flow.risk(learnt, identity, 10) + 10 * error
 
 
-def test_risks_by_pool_size_are_those_of_a_feature():
-    found = claims.pool_sizes(sizes=(1, 16), dimension=4, length=8, pools=20)
-    assert found.fresh.shape == (2,) and (found.fresh < 1.5).all() and (found.pool < found.fresh).all()
+def test_too_few_prompts_for_a_standard_error_are_refused():
+    with pytest.raises(ValueError, match="the number of prompts is 100: give a whole number of at least 160"):
+        claims.pool_minimisers(sizes=(16,), prompts=100)

@@ -1,6 +1,7 @@
 """The claims about training, at sizes of seconds; the experiment runs them in full."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,6 +14,12 @@ from rlhf_jax.icl.claims.training import (
 from rlhf_jax.icl.mixture import Mixture
 from rlhf_jax.icl.shift import shifted
 from rlhf_jax.icl.tasks.mixtures import bayes_logits, draw_means, draw_prompts
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """On eight, the two runs of a training here would be filled up with six copies."""
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
 
 
 def test_a_sweep_reaches_the_minimiser_of_every_length():
@@ -30,18 +37,38 @@ def test_a_sweep_reaches_the_minimiser_of_every_length():
     assert (found.distances[:, :, -1] < 0.1).all()
     assert (found.losses[:, :, -1] < found.losses[:, :, 0]).all()
 
+    np.testing.assert_allclose(found.predicted, [row.predicted for row in found.comparisons])
 
-def test_a_sweep_that_is_cut_short_does_not_pass():
-    found = sweep_reaches_minimisers(lengths=(160,), seeds=2, steps=(2, 2), batch=64, stride=4, tolerance=0.02)
+
+def test_a_sweep_of_three_classes_that_is_cut_short_does_not_pass():
+    """By default the log has entries at divisors of both steps: here 2, of 4 and 6."""
+    found = sweep_reaches_minimisers(Mixture(2, 3), lengths=(160,), seeds=2, steps=(4, 6), batch=64, tolerance=0.02)
+    assert found.steps.tolist() == [2, 4, 6, 8, 10]
+    assert found.comparisons[0].quantity == "tr W / d after a sweep (d=2, c=3, N=160)"
     assert not found.comparisons[0].passed
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"steps": (0, 100)}, "the number of steps at a rate is 0"),
+        ({"rates": (8.0, -1.0)}, "the learning rate is -1.0"),
+        ({"seeds": 0}, "the number of seeds is 0"),
+        ({"steps": (30, 20), "stride": 20}, "the stride of the log is 20: give a divisor of the 50 steps"),
+    ],
+)
+def test_sweeps_that_cannot_be_are_refused(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        sweep_reaches_minimisers(lengths=(10,), **options)
+
+
 def test_raw_prompts_and_drawn_labels_reach_the_minimiser():
-    """T7 with 1/30 of its prompts, so with 5 to 6 times its errors of about .5 %: the share is 5 %."""
+    """T7 with 1/30 of its prompts, so with 5 to 6 times its errors of about .5 %: the share is 5 %; and three classes
+    (at the full size |W - W*| / |W*| is .4 %)."""
     rows = raw_prompts_reach_minimisers(
-        settings=((Mixture(3), 20),), seeds=2, steps=400, batch=256, shares=(0.05, 0.03)
+        settings=((Mixture(3), 20), (Mixture(3, 3), 40)), seeds=2, steps=400, batch=256, shares=(0.05, 0.03)
     )
-    assert [row.predicted for row in rows] == pytest.approx([0.0, 0.397], abs=1e-3)
+    assert [row.predicted for row in rows] == pytest.approx([0.0, 0.397, 0.0, 0.366], abs=1e-3)
     assert all(row.passed for row in rows), rows
 
 
@@ -50,9 +77,14 @@ def test_the_loss_of_raw_prompts_is_the_cross_entropy_of_what_the_model_says(key
     """A model that says Bayes' logits of a task that it is told: the loss is written out on the same prompts."""
     mixture = Mixture(2, classes=3)
     law = shifted(mixture)
-    for_means, for_prompts = jax.random.split(key)
-    means = draw_means(for_means, law, 16)
-    prompt = draw_prompts(for_prompts, law, means, 5)
+
+    @jax.jit
+    def draw(key):
+        for_means, for_prompts = jax.random.split(key)
+        means = draw_means(for_means, law, 16)
+        return means, draw_prompts(for_prompts, law, means, 5)
+
+    means, prompt = draw(key)
     logits = np.asarray(bayes_logits(law, means, prompt.query), np.float64)
     loss = make_prompt_loss(mixture, 5, 16, labels, lambda params, seen: params * bayes_logits(law, means, seen.query))
     said = 0.5 * logits
@@ -60,7 +92,7 @@ def test_the_loss_of_raw_prompts_is_the_cross_entropy_of_what_the_model_says(key
     posterior = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     target = posterior if labels == "posterior" else np.eye(3)[np.asarray(prompt.query_label)]
     expected = -(target * said).sum(axis=1).mean()
-    assert float(loss(np.float32(0.5), key)) == pytest.approx(expected, rel=1e-5)
+    assert float(jax.jit(loss)(jnp.float32(0.5), key)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_setting_says_what_is_not_standard():

@@ -1,5 +1,7 @@
 """Bayes over a pool of tasks and over noise levels, and the plug-in classifier."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +34,7 @@ def pool_by_loop(inputs, targets, pool, variance):
     return out
 
 
-@pytest.mark.parametrize("block", [1, 3, 4, 100])
+@pytest.mark.parametrize("block", [1, 4, 100])
 def test_a_pool_streamed_in_blocks_is_the_posterior_mean(block):
     inputs, targets = prompts()
     pool = np.random.default_rng(1).normal(size=(10, 3))
@@ -64,9 +66,64 @@ def test_a_large_pool_becomes_ridge():
     assert np.square(found - bayes).mean() < 2e-3 * np.square(bayes).mean()
 
 
-def test_a_block_below_1_is_refused():
-    with pytest.raises(ValueError, match="block of tasks is 0"):
-        pool_prefixes(*single(*prompts(), np.ones((2, 3))), 0.3, block=0)
+@pytest.mark.parametrize(
+    ("pool", "variance", "block", "sentence"),
+    [
+        (np.ones((2, 3)), 0.3, 0, "block of tasks is 0"),
+        (np.ones((2, 3)), 0.3, 1.5, "block of tasks is 1.5"),
+        (np.ones((2, 3)), 0.0, 1, "noise variance is 0.0: give a number above 0"),
+        (np.ones((0, 3)), 0.3, 1, "number of tasks in the pool is 0"),
+        (np.ones((2, 4)), 0.3, 1, "tasks of the pool have 4 dimensions and the inputs 3"),
+    ],
+)
+def test_pools_that_cannot_be_are_refused(pool, variance, block, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        inspect.unwrap(pool_prefixes)(*single(*prompts(), pool), variance, block)
+
+
+@pytest.mark.parametrize(
+    ("levels", "prior", "sentence"),
+    [
+        ([], 1.0, "number of noise variances is 0"),
+        ([0.1, -0.1], 1.0, "noise variance is -0.1"),
+        ([0.1], 0.0, "prior variance is 0.0"),
+    ],
+)
+def test_noise_levels_that_cannot_be_are_refused(levels, prior, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        noise_mixture_prefixes(*single(*prompts(), np.array(levels)), prior)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (dict(classes=0), "number of classes is 0"),
+        (dict(shrinkage=1.5), "shrinkage is 1.5: give a number from 0 to 1"),
+        (dict(shrinkage=0.5, covariance=jnp.eye(3)), "covariance is known and the shrinkage is 0.5"),
+        (dict(probabilities=jnp.array([0.5, 0.6])), "sum to 1.1"),
+        (dict(classes=5), "7 examples of 5 classes are too few for a covariance in 3 dimensions: give 8"),
+    ],
+)
+def test_discriminants_that_cannot_be_are_refused(options, sentence):
+    inputs, _ = prompts()
+    labels, query = jnp.zeros((3, 7), jnp.int32), jnp.zeros((3, 3))
+    with pytest.raises(ValueError, match=sentence):
+        discriminant_logits(*single(inputs), labels, query, **{"classes": 2, **options})
+
+
+def test_traced_options_are_taken_as_they_are():
+    inputs, targets = single(*prompts())
+    pool = jnp.ones((2, 3))
+    shapes = jax.eval_shape(
+        lambda number, levels: (
+            pool_prefixes(inputs, targets, pool, number),
+            noise_mixture_prefixes(inputs, targets, levels, number).mixture,
+            discriminant_logits(inputs, jnp.zeros((3, 7), jnp.int32), inputs[:, 0], 2, shrinkage=number),
+        ),
+        jnp.float32(0.5),
+        jnp.ones(2),
+    )
+    assert [one.shape for one in shapes] == [(3, 7), (3, 7), (3, 2)]
 
 
 def test_the_evidence_of_a_noise_level_is_the_density_of_the_targets():

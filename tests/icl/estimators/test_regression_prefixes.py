@@ -1,6 +1,8 @@
 """Least squares, averaging, ridge, neighbours and Lasso at every prefix, against slow loops and scikit-learn."""
 
 import functools
+import inspect
+import math
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +122,7 @@ def test_ridge_follows_float64_and_takes_a_penalty_a_lane():
     np.testing.assert_allclose(both[1], ridge_prefixes(*single(inputs, targets), 3).predictions, atol=1e-6)
 
 
-@given(st.integers(1, 6), st.floats(0.05, 5.0), st.integers(0, 50))
+@given(st.sampled_from([1, 5]), st.floats(0.05, 5.0), st.integers(0, 50))
 def test_ridge_interpolates_between_least_squares_and_0(dimension, penalty, seed):
     inputs, targets = prompts(count=1, length=12, dimension=dimension, seed=seed)
     shrunk = np.linalg.norm(ridge(*single(inputs, targets), penalty))
@@ -147,9 +149,32 @@ def test_neighbours_are_those_of_a_sort(neighbours):
     np.testing.assert_allclose(found, by_loop(fit, inputs, targets), atol=1e-5)
 
 
-def test_no_neighbours_are_refused():
-    with pytest.raises(ValueError, match="number of neighbours is 0"):
-        neighbour_prefixes(*single(*prompts()), 0)
+@pytest.mark.parametrize(
+    ("estimator", "options", "sentence"),
+    [
+        (neighbour_prefixes, (0,), "number of neighbours is 0"),
+        (inspect.unwrap(neighbour_prefixes), (1.5,), "number of neighbours is 1.5"),
+        (ridge, (-1.0,), "penalty of ridge is -1.0: give a number of at least 0"),
+        (ridge, (math.nan,), "penalty of ridge is nan"),
+        (ridge_prefixes, (0.0,), "penalty of ridge is 0.0: give a number above 0"),
+        (lasso, (-0.1,), "penalty of the Lasso is -0.1"),
+        (lasso, (0.1, 0), "number of sweeps is 0"),
+        (lasso_prefixes, (-0.1,), "penalty of the Lasso is -0.1"),
+        (lasso_prefixes, (0.1, 0), "number of sweeps is 0"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(estimator, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        estimator(*single(*prompts()), *options)
+
+
+def test_a_penalty_of_0_is_least_squares_and_needs_as_many_examples_as_dimensions():
+    inputs, targets = single(*prompts())
+    np.testing.assert_allclose(ridge(inputs, targets, 0.0), minimum_norm(inputs, targets), atol=1e-3)
+    with pytest.raises(ValueError, match=r"penalty of ridge is 0.0: give a number above 0"):
+        ridge(inputs[:, :3], targets[:, :3], 0.0)
+    traced = jax.eval_shape(lambda penalty: ridge_prefixes(inputs, targets, penalty).predictions, jnp.float32(0.0))
+    assert traced.shape == (3, 9)
 
 
 @pytest.mark.parametrize("penalty", [0.02, 0.3])

@@ -133,4 +133,8 @@ def test_an_unknown_kind_and_matrices_of_another_width_are_refused():
         predict("softmax", sparse(jnp.eye(3), 2), prompt, 2)
     with pytest.raises(ValueError, match="a query alone"):
         predict("softmax", attention, prompt[:, :, :1], 1)
+    with pytest.raises(ValueError, match="number of heads is 0"):
+        init_attention(jax.random.key(0), 4, heads=0)
+    with pytest.raises(ValueError, match="scale of the matrices is 0"):
+        init_attention(jax.random.key(0), 4, scale=0.0)
     assert read_out(attend("softmax", attention, prompt), 1).shape == (1, 1)

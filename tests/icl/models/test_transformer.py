@@ -1,6 +1,7 @@
 """The transformer on vectors: it is the package's trunk between two linear maps, causal, and reads what it should."""
 
 import dataclasses
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -143,12 +144,26 @@ def test_seeds_are_a_vmap():
         np.testing.assert_allclose(found, predictions(MODEL, init(MODEL, key), inputs, targets), atol=2e-5)
 
 
+def _bare(**changes):
+    """A model with the values given, unchecked: the tests' own type checks would stand in the way."""
+    model = object.__new__(VectorModel)
+    for name, value in (dataclasses.asdict(MODEL) | changes).items():
+        object.__setattr__(model, name, value)
+    return model
+
+
 def test_what_does_not_fit_is_refused(params):
     with pytest.raises(ValueError, match="tokens have 4 entries and the model reads 3: set token_width to match"):
         apply_vector_model(MODEL, params, jnp.zeros((1, 2, 4)))
     with pytest.raises(ValueError, match="13 tokens does not fit the model's context of 11"):
         regression_predictions(MODEL, params, jnp.zeros((1, 7, 3)), jnp.zeros((1, 7)))
-    with pytest.raises(ValueError, match="token_width is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match="token_width of the model is 0: give a whole number of at least 1"):
         dataclasses.replace(MODEL, token_width=0)
+    for name in ("outputs", "context_length", "layers", "heads", "width"):
+        with pytest.raises(ValueError, match=f"{name} of the model is 2.5"):
+            inspect.unwrap(VectorModel.__post_init__)(_bare(**{name: 2.5}))
+    for value in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="initializer_range of the model is"):
+            dataclasses.replace(MODEL, initializer_range=value)
     with pytest.raises(ValueError, match="heads = 3 does not divide width = 8"):
         dataclasses.replace(MODEL, heads=3)

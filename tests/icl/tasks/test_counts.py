@@ -16,7 +16,7 @@ def test_binomial_counts_invert_the_distribution_function(trials, probability, k
     """Fed a grid of uniform numbers they give the quantiles, but for grid points within rounding of a jump."""
     grid = (np.arange(20_000) + 0.5) / 20_000
     monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype: jnp.asarray(grid, dtype))
-    drawn = np.asarray(binomial_counts(key, trials, probability, len(grid), jnp.float32))
+    drawn = np.asarray(jax.jit(lambda: binomial_counts(key, trials, probability, len(grid), jnp.float32))())
     quantiles = stats.binom.ppf(grid, trials, probability)
     assert np.abs(drawn - quantiles).max() <= 1
     # Above 2^18 neighbours among float32 numbers are 1 / 32 apart, and as many are rounded to the wrong side.
@@ -25,7 +25,8 @@ def test_binomial_counts_invert_the_distribution_function(trials, probability, k
 
 def test_multinomial_counts_have_the_moments_of_theirs(key):
     probabilities = np.array([0.5, 0.1, 0.15, 0.25])
-    drawn = np.asarray(multinomial_counts(key, 12, probabilities, 20_000, jnp.float32), np.float64)
+    drawn = jax.jit(lambda: multinomial_counts(key, 12, probabilities, 20_000, jnp.float32))()
+    drawn = np.asarray(drawn, np.float64)
     assert (drawn.sum(axis=1) == 12).all() and (drawn >= 0).all() and (drawn == np.round(drawn)).all()
     covariance = 12 * (np.diag(probabilities) - np.outer(probabilities, probabilities))
     errors = np.sqrt(np.diag(covariance) / len(drawn))
@@ -35,7 +36,7 @@ def test_multinomial_counts_have_the_moments_of_theirs(key):
 
 def test_few_kinds(key):
     assert multinomial_counts(key, 5, np.array([1.0]), 3, jnp.float32).tolist() == [[5.0]] * 3
-    two = multinomial_counts(key, 5, np.array([0.25, 0.75]), 100, jnp.float32)
+    two = jax.jit(lambda: multinomial_counts(key, 5, np.array([0.25, 0.75]), 100, jnp.float32))()
     assert two.sum(axis=1).tolist() == [5.0] * 100
     assert normal_shares(key, 5, np.array([1.0]), 3, jnp.float32).tolist() == [[1.0]] * 3
 
@@ -66,7 +67,10 @@ def test_trials_may_be_traced_and_mapped_over(key):
     probabilities = np.array([0.5, 0.2, 0.3])
     lengths = jnp.array([1, 20, 500])
     for draw in (multinomial_counts, normal_shares):
-        mapped = jax.vmap(lambda n, draw=draw: draw(key, n, probabilities, 50, jnp.float32))(lengths)
-        for row, length in zip(mapped, lengths, strict=True):
-            np.testing.assert_allclose(row, draw(key, length, probabilities, 50, jnp.float32), atol=1e-6)
-    assert multinomial_counts(key, 1, probabilities, 50, jnp.float32).sum() == 50
+        traced = jax.jit(lambda n, draw=draw: draw(key, n, probabilities, 50, jnp.float32))
+        for row, length in zip(jax.jit(jax.vmap(traced))(lengths), lengths, strict=True):
+            np.testing.assert_allclose(row, traced(length), atol=1e-6)
+        known = jax.jit(lambda draw=draw: draw(key, 500, probabilities, 50, jnp.float32))()
+        np.testing.assert_allclose(known, traced(lengths[2]), atol=1e-6)
+        if draw is multinomial_counts:
+            assert traced(lengths[0]).sum() == 50

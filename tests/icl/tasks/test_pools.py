@@ -63,6 +63,8 @@ def test_bad_input_is_refused_in_one_sentence(key):
     pool = draw_pool(key, 3, 3)
     with pytest.raises(ValueError, match="the number of tasks is 0"):
         choose_tasks(key, pool, 0)
+    with pytest.raises(ValueError, match="the number of tasks in the pool is 0"):
+        choose_tasks(key, pool[:0], 2)
     with pytest.raises(ValueError, match="the setting has 4 dimensions and the pool 3: give them the same"):
         draw_pool_prompts(key, Regression(4), pool, 5, 5)
     with pytest.raises(ValueError, match="the functions are of the kind tree: a pool of weights is one of linear"):

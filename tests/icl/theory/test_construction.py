@@ -57,7 +57,10 @@ def test_the_best_rate_goes_with_one_over_the_squared_width(dimension, length, w
     [
         (lambda: theory.uniform_inputs(0.0), "width of the inputs is 0"),
         (lambda: theory.best_rate(0, 3), "dimension d is 0"),
-        (lambda: theory.best_rate(2, 3, theory.InputMoments(1.0, 0.5)), "no input and noise"),
+        (lambda: theory.best_rate(2, 3, theory.InputMoments(1.0, 0.5)), "no input has"),
+        (lambda: theory.uniform_inputs(np.inf), "width of the inputs is inf"),
+        (lambda: theory.best_rate(2, 3, noise_variance=-1.0), "noise variance is -1"),
+        (lambda: theory.step_loss(np.nan, 2, 3), "learning rate is nan"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(call, sentence):

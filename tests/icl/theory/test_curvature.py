@@ -116,7 +116,7 @@ LIMITS = {3: (0.01505, 0.03444, 0.04737), 5: (0.00871, 0.02288, 0.02854), 10: (0
 
 @pytest.mark.parametrize("d", LIMITS)
 def test_the_three_eigenvalues_of_long_contexts(d):
-    found = [isotropic_spectrum(Mixture(d), 2.0, np.inf, points=2**15, seed=seed) for seed in range(3)]
+    found = [isotropic_spectrum(Mixture(d), 2.0, np.inf, points=2**15, seed=seed) for seed in range(2)]
     np.testing.assert_allclose(np.mean(found, axis=0), LIMITS[d], rtol=0.015)
 
 
@@ -146,7 +146,7 @@ def test_rate():
 
 @pytest.mark.parametrize(("d", "expected"), [(3, 36.1), (5, 74.6)])
 def test_condition_number_of_long_contexts(d, expected):
-    assert condition_number(Mixture(d), np.inf, 2 * np.eye(d), points=2**14) == pytest.approx(expected, rel=0.03)
+    assert condition_number(Mixture(d), np.inf, 2 * np.eye(d), points=2**13) == pytest.approx(expected, rel=0.03)
 
 
 def test_impossible_settings_are_refused():
@@ -154,5 +154,10 @@ def test_impossible_settings_are_refused():
         smoothness(Mixture(2), 0)
     with pytest.raises(ValueError, match=r"weights have the shape \(3, 3\)"):
         hessian(Mixture(2), np.eye(3), 10)
+    for length in (10.7, -math.inf, math.nan):
+        with pytest.raises(ValueError, match=r"context length is .*: give a whole number of at least 1"):
+            smoothness(Mixture(2), length)
+    with pytest.raises(ValueError, match="weights have entries that are not finite"):
+        hessian(Mixture(2), np.full((2, 2), math.nan), 10)
     with pytest.raises(ValueError, match="no multiple of the identity"):
         isotropic_spectrum(Mixture(3, covariance=CORRELATED), 1.0, 10)

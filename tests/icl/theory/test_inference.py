@@ -208,3 +208,21 @@ def test_what_is_missing_is_named():
         inference.crossover(inference.constants(Mixture(2), points=2**4), 10)
     with pytest.raises(ValueError, match="label noise"):
         inference.moments(draw(Mixture(2), 4, shift=Shift(label_noise=0.1)), np.eye(2), 10, stratified=True)
+
+
+def test_bad_lengths_and_weights_are_refused():
+    population = draw(Mixture(2), 4)
+    calls = [
+        lambda weights, length: inference.moments(population, weights, length),
+        lambda weights, length: inference.bound(population, weights, length),
+        lambda weights, length: inference.total_variation(Mixture(2), weights, length),
+        lambda weights, length: inference.joint_total_variation(Mixture(2), weights, length),
+    ]
+    for call in calls:
+        for length in (0, -5, 0.5, 10.7, -math.inf, math.nan):
+            with pytest.raises(ValueError, match=r"context length is .*: give a whole number of at least 1"):
+                call(np.eye(2), length)
+        with pytest.raises(ValueError, match=r"weights have the shape \(3, 3\)"):
+            call(np.eye(3), 10)
+        with pytest.raises(ValueError, match="weights have entries that are not finite"):
+            call(np.full((2, 2), math.inf), 10)

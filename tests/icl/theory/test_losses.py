@@ -56,3 +56,39 @@ def test_gradient_is_that_of_the_loss(shift: Shift, stratified: bool) -> None:
         ends = [cross_entropy(population, weights + sign * change, 12, stratified).mean() for sign in (1, -1)]
         slopes[index] = (ends[0] - ends[1]) / (2 * step)
     np.testing.assert_allclose(gradient(population, weights, 12, stratified), slopes, rtol=1e-6, atol=1e-9)
+
+
+def test_a_class_that_never_comes_up_costs_nothing() -> None:
+    mixture = Mixture(2, 3)
+    shift = Shift(class_probabilities=(0.5, 0.5, 0.0))
+    least = bayes_loss(mixture, points=2**8, shift=shift)
+    assert 0 < least < math.log(2)
+    assert least < loss(mixture, 3 * np.eye(2), 20, points=2**8, shift=shift) < math.inf
+    certain = Shift(class_probabilities=(0.0, 1.0, 0.0))
+    assert bayes_loss(mixture, points=2**4, shift=certain) == bayes_error(mixture, points=2**4, shift=certain) == 0
+
+
+def test_gradient_at_zero_weights_is_that_of_the_signal() -> None:
+    population = draw(CORRELATED, 2**8, 0)
+    error = 1 / 3 - softmax(population.logits, axis=1)
+    expected = np.einsum("nk,nkd,ne->de", error, population.means / 3, population.query) / 2**8
+    np.testing.assert_allclose(gradient(population, np.zeros((3, 3)), 12, stratified=True), expected, atol=1e-13)
+
+
+def test_bad_lengths_and_weights_are_refused() -> None:
+    population = draw(CORRELATED, 2**4)
+    for length in (0, -5, 0.5, 10.7, -math.inf, math.nan):
+        for call in (
+            lambda n: gradient(population, np.eye(3), n),
+            lambda n: cross_entropy(population, np.eye(3), n),
+            lambda n: loss(CORRELATED, np.eye(3), n),
+        ):
+            with pytest.raises(ValueError, match=r"context length is .*: give a whole number of at least 1"):
+                call(length)
+    with pytest.raises(ValueError, match="context length is inf"):
+        gradient(population, np.eye(3), math.inf)
+    for call in (lambda w: gradient(population, w, 5), lambda w: loss(CORRELATED, w, 5)):
+        with pytest.raises(ValueError, match=r"weights have the shape \(2, 2\)"):
+            call(np.eye(2))
+        with pytest.raises(ValueError, match="weights have entries that are not finite"):
+            call(np.full((3, 3), math.nan))

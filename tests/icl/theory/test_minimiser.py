@@ -20,30 +20,13 @@ from rlhf_jax.icl.theory.minimiser import (
 from rlhf_jax.icl.theory.population import draw, mirrored
 
 CORRELATED = Mixture(3, covariance=[[1.0, 0.4, 0.1], [0.4, 0.8, -0.2], [0.1, -0.2, 0.6]])
-# Shen et al. 2024, arXiv 2410.11778: w_N of two classes with Lambda = I, from 2^20 points in another program.
-TABLE = {(3, 20): 1.2050, (3, 1280): 1.9723, (5, 40): 1.4698, (10, 10): 0.8002}
-
-
-@pytest.mark.parametrize(("dimension", "length"), TABLE)
-def test_the_table_of_weights(dimension: int, length: int) -> None:
-    weights = minimiser(Mixture(dimension), length, points=2**17)
-    np.testing.assert_allclose(weights, TABLE[dimension, length] * np.eye(dimension), atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("classes", "length", "share", "points"), [(3, 50, 0.683, 2**15), (5, 800, 0.937, 2**13), (10, 50, 0.362, 2**14)]
-)
-def test_weights_of_several_classes(classes: int, length: int, share: float, points: int) -> None:
-    weight, error = isotropic_weight(Mixture(4, classes), length, seeds=4, points=points)
-    assert weight / classes == pytest.approx(share, abs=3e-3)
-    assert 0 < error / classes < 2e-3
 
 
 def test_seven_invariants_give_the_weight_of_all_coordinates() -> None:
-    mixture, length, seeds = Mixture(3, prior_scale=0.8), 30, range(6)
+    mixture, length, seeds = Mixture(3, prior_scale=0.8), 30, range(4)
     found = np.array(
         [
-            [newton(way(mixture, length, False, 2**14, seed), length)[0] for seed in seeds]
+            [newton(way(mixture, length, False, 2**13, seed), length)[0] for seed in seeds]
             for way in (draw_invariants, draw_coordinates)
         ]
     )
@@ -125,5 +108,8 @@ def test_bad_input() -> None:
         minimiser(CORRELATED, 0)
     with pytest.raises(ValueError, match="give a power of two"):
         minimiser(Mixture(3), 20, points=1000)
+    for call in (replicates, isotropic_weight):
+        with pytest.raises(ValueError, match="number of seeds is 1: give a whole number of at least 2"):
+            call(Mixture(3), 20, seeds=1)
     with pytest.raises(ValueError, match="call `minimiser`"):
         isotropic_weight(CORRELATED, 20)

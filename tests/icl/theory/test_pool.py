@@ -68,6 +68,8 @@ def test_a_pool_knows_its_own_tasks_best_and_nothing_outside_their_span(dimensio
         (lambda: theory.minimiser(np.zeros((0, 3)), 4), "at least one task"),
         (lambda: theory.average_risks((0, 2), 3, 4), "pool size M is 0"),
         (lambda: theory.average_risks((2,), 3, 4, pools=1), "number of pools is 1"),
+        (lambda: theory.average_risks((), 3, 4), "number of pool sizes is 0"),
+        (lambda: theory.second_moment(np.full((2, 2), np.nan)), "not finite"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(call, sentence):

@@ -77,5 +77,13 @@ def test_without_end_the_logits_are_those_of_the_expected_sums():
 def test_bad_points_and_lengths_are_refused():
     with pytest.raises(ValueError, match="points is 1000: give a power of two"):
         draw(MIXTURE, 1000)
-    with pytest.raises(ValueError, match="context length is 0: give a whole number of at least 1"):
-        draw(MIXTURE, 16).model_logits(np.eye(2), 0)
+    population = draw(MIXTURE, 16)
+    for length in (0, -5, 0.5, 10.7, -np.inf, np.nan):
+        with pytest.raises(ValueError, match=r"context length is .*: give a whole number of at least 1"):
+            population.model_logits(np.eye(2), length)
+    with pytest.raises(ValueError, match="context length is -5: give a whole number of at least 1"):
+        population.counts(-5)
+    with pytest.raises(ValueError, match=r"weights have the shape \(3, 3\): give a matrix of shape \(2, 2\)"):
+        population.model_logits(np.eye(3), 5)
+    with pytest.raises(ValueError, match="weights have entries that are not finite"):
+        population.model_logits(np.array([[1.0, np.nan], [0.0, 1.0]]), 5)

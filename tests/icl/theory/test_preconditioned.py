@@ -65,6 +65,18 @@ def test_the_quadrature_reproduces_the_moments():
     assert (nodes > 0).all() and (weights > 0).all()
 
 
+def test_the_shared_quadrature_cannot_be_changed():
+    with pytest.raises(ValueError, match="read-only"):
+        theory.spectrum(4, 9, 3).nodes[0] = 0.0
+
+
+def test_no_descent_that_converges_is_said(monkeypatch):
+    nowhere = optimize.OptimizeResult(fun=np.nan, jac=np.ones(3), x=np.ones(3))
+    monkeypatch.setattr(theory, "minimize", lambda *arguments, **options: nowhere)
+    with pytest.raises(ValueError, match="none of 3 descents of the GD"):
+        theory.gd_plus_plus_minima(5, 20, 2, starts=3)
+
+
 def test_the_published_table():
     losses = [theory.best_loss(5, 20, k) for k in range(1, 6)]
     assert np.allclose(losses[:2], [30 / 26, 0.36124], atol=5e-6)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 
 from rlhf_jax.icl.theory.prefixes import averaging_error, least_squares_error, ridge_error, wishart_trace
 
@@ -36,13 +36,42 @@ def test_in_one_dimension_the_trace_is_an_integral_over_a_chi_squared_law():
         assert wishart_trace(lambda x: 1 / (x + 0.3), 1, length) == pytest.approx(expected(length), rel=1e-7)
 
 
-def test_the_accuracy_does_not_come_from_the_number_of_nodes():
-    def function(x):
-        return 1 / (x + 0.01)
+@pytest.mark.parametrize("length", [1, 2])
+def test_a_steep_function_is_integrated_or_refused_never_wrong(length):
+    """d = 2: the density of the ordered eigenvalues is (1/4) (x y)^{(|k - 2| - 1)/2} (x - y) e^{-(x + y)/2} for k = 2;
+    for k = 1 the one that is not 0 has the chi-squared law of 2 degrees."""
+    refused = 0
+    for penalty in (1e-2, 1e-4, 1e-6, 1e-8, 1e-10):
 
-    for dimension, length in ((8, 8), (21, 20), (3, 400)):
-        few, many = (wishart_trace(function, dimension, length, nodes) for nodes in (None, 700))
-        assert few == pytest.approx(many, rel=1e-9)
+        def mass(u, v, penalty=penalty):  # x = u^2, y = v^2 take the roots away
+            return (u**2 - v**2) * np.exp(-(u**2 + v**2) / 2) * (1 / (u**2 + penalty) + 1 / (v**2 + penalty))
+
+        if length == 1:
+            expected = 1 / penalty - np.exp(penalty / 2) * special.expi(-penalty / 2) / 2
+        else:
+            edges = np.concatenate([[0.0], np.geomspace(1e-7, 12.0, 60)])
+            nodes, weights = np.polynomial.legendre.leggauss(12)
+            places = (edges[:-1, None] + np.diff(edges)[:, None] * (nodes + 1) / 2).reshape(-1)
+            shares = (np.diff(edges)[:, None] * weights / 2).reshape(-1)
+            grid = mass(places[:, None], places[None, :]) * (places[:, None] > places[None, :])
+            expected = shares @ grid @ shares
+        try:
+            found = wishart_trace(lambda x, penalty=penalty: 1 / (x + penalty), 2, length)
+        except ValueError as refusal:
+            assert "did not converge" in str(refusal)
+            refused += 1
+        else:
+            assert found == pytest.approx(expected, rel=5e-3 if length == 2 else 1e-6)
+    assert refused < 5 and (length == 1 or refused > 0)
+
+
+def test_what_does_not_converge_is_refused_in_one_sentence():
+    for penalty in (1e-6, 1e-8):
+        with pytest.raises(ValueError, match=r"d = 8 and k = 8 did not converge .* a larger penalty"):
+            ridge_error(8, [8], 0.25, penalty=penalty)
+    with pytest.raises(ValueError, match=r"d = 300 and k = 300 did not converge .nan"):
+        wishart_trace(lambda x: 1 / (x + 0.1), 300, 300)
+    assert wishart_trace(lambda x: x - 10.0, 3, 10) == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("length", [0, 3, 6, 7, 12])
