@@ -16,8 +16,9 @@ from rlhf_jax.evaluation.statistics import mean_interval, row
 from rlhf_jax.evaluation.theory_figure import Panel
 from rlhf_jax.icl.checks import at_least, power_of_two
 from rlhf_jax.icl.claims import descent, generality, inference, minimisers, sampling, training, transformers
+from rlhf_jax.icl.descent import check_learning_rate
 from rlhf_jax.icl.mixture import Mixture
-from rlhf_jax.icl.theory.curvature import condition_number
+from rlhf_jax.icl.theory.curvature import condition_number, smoothness
 from rlhf_jax.laboratory.theory import Options, Stage, run_stages
 from rlhf_jax.parallel.lanes import use_all_cores
 from rlhf_jax.training.command_line import run
@@ -51,6 +52,8 @@ class Config(Options):
         sweep_steps: updates of the sweep at its first and at its second learning rate.
         sweep_batch: prompts an update of the sweep.
         raw_steps: updates of the training on raw prompts.
+        learning_rate: of gradient descent in the stage `speed`, where d = 4 and N = 50; None: 1 / l, l being the
+            smoothness of the loss. Above 2 / l it may diverge, and is refused.
         settings: random settings that are held against Monte Carlo.
         model_steps: updates of the models that no theory describes.
         model_lengths: context lengths N that they are trained at.
@@ -77,6 +80,7 @@ class Config(Options):
     sweep_steps: tuple[int, int] = (400, 200)
     sweep_batch: int = 1024
     raw_steps: int = 600
+    learning_rate: float | None = None
     settings: int = 2
     model_steps: int = 200
     model_lengths: tuple[int, ...] = (20,)
@@ -189,7 +193,7 @@ def covariance(config: Config) -> Stage:
 
 def speed(config: Config) -> Stage:
     """The linear rate of gradient descent on a frozen population."""
-    found = descent.rates(prompts=config.prompts // 2)
+    found = descent.rates(prompts=config.prompts // 2, learning_rate=config.learning_rate)
     return Stage(found.comparisons, [rate_panel(found, "gradient descent, queries drawn")])
 
 
@@ -391,6 +395,8 @@ def check_options(config: Config) -> None:
         if values == ():
             raise ValueError(f"the option --{name.replace('_', '-')} has no values: give at least one.")
     power_of_two("option --points", config.points)
+    if config.learning_rate is not None:
+        check_learning_rate(config.learning_rate, smoothness(Mixture(4), 50))
     if at_least("option --test-prompts", config.test_prompts, 64) % 64:
         raise ValueError(f"the option --test-prompts is {config.test_prompts}: give a multiple of 64.")
 

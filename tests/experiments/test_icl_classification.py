@@ -67,6 +67,7 @@ def test_every_stage_of_the_help_is_one_and_presets_name_them(script):
         ({"many_classes": (2, 1)}, "option --many-classes is 1: give a whole number of at least 2"),
         ({"lengths": ()}, "option --lengths has no values: give at least one"),
         ({"seeds": 1}, "seeds is 1: give a whole number of at least 2"),
+        ({"learning_rate": 4.0}, r"learning rate is 4, above 2 / l = 3\.24873, where l = 0\.615625 is the smoothness"),
         ({"points": 1000}, "points is 1000: give a power of two"),
         ({"test_prompts": 100}, "--test-prompts is 100: give a multiple of 64"),
     ],

@@ -13,6 +13,7 @@ from rlhf_jax.icl.descent import (
     Contexts,
     Frozen,
     Path,
+    check_learning_rate,
     freeze,
     freeze_contexts,
     frozen_loss,
@@ -55,8 +56,9 @@ def rates(
     integrated: bool = False,
     blocks: int = 10,
     seed: int = 0,
+    learning_rate: float | None = None,
 ) -> Rates:
-    """Gradient descent with eta = 1 / l on a frozen population has the slope 2 log(1 - eta lambda_min) from any start.
+    """Gradient descent on a frozen population has the slope 2 log(1 - eta lambda_min), whatever its start.
 
     The slope is predicted twice: by the Hessian of this population (within 0.5 %: only the tail of faster modes is
     left), and with no data at all, by the l and the lambda_min of theory (2 %: lambda_min of drawn prompts differs, and
@@ -70,13 +72,19 @@ def rates(
         integrated: with query and label integrated out, in place of drawn queries with Bayes' posterior.
         blocks: of prompts, >= 2.
         seed: of the population, and of the random start.
+        learning_rate: eta; None: 1 / l.
+
+    Raises:
+        ValueError: a learning rate above 2 / l (see `descent.check_learning_rate`), before anything is drawn.
     """
     mixture = Mixture(dimension)
+    ceiling = curvature.smoothness(mixture, length)
+    learning_rate = 1 / ceiling if learning_rate is None else learning_rate
+    check_learning_rate(learning_rate, ceiling)
     loss, data = frozen_loss, freeze(mixture, length, prompts, seed)
     if integrated:
         loss, data = integrated_loss, freeze_contexts(mixture, length, prompts, seed)
     bound, shape = smoothness(data), (dimension, dimension)
-    learning_rate = 1 / curvature.smoothness(mixture, length)
     weight, _ = isotropic_weight(mixture, length, seeds=2)
     least = newton(loss, data, weight * np.eye(dimension))
     exact = curvature.rate(learning_rate, hessian(loss, least, data))
