@@ -214,10 +214,7 @@ def main(config: Config) -> dict:
     found, compiled = run_bandits(config)
     draw(config, found, folder.path / "figures" / "bandit.png")
     rows, checks = rows_of(config, found), checks_of(config, found)
-    result = run_folder.summary(folder, rows, checks, time.monotonic() - began, compiled)
-    run_folder.write_summary(folder, result)
-    run_folder.print_summary(result)
-    return result
+    return run_folder.conclude(folder, rows, checks, began, compiled)
 
 
 if __name__ == "__main__":

@@ -132,10 +132,7 @@ def main(config: Config) -> dict:
             both = [float(metrics[of][name]) for of in programs]
             gap = abs(both[1] / both[0] - 1)
             checks.append(run_folder.check(f"relative difference of the first {name}", gap, 0.0, 1e-4))
-    result = run_folder.summary(folder, rows, checks, time.monotonic() - began, sum(compiled.values()))
-    run_folder.write_summary(folder, result)
-    run_folder.print_summary(result)
-    return result
+    return run_folder.conclude(folder, rows, checks, began, sum(compiled.values()))
 
 
 def take_turns(programs: dict, starts: dict, key: jax.Array, tokens: jax.Array, calls: int) -> tuple[dict, dict]:

@@ -375,9 +375,7 @@ def main(config: Config) -> dict:
             if name in ON_POLICY:
                 what = f"{name}: seeds that reach {level:.0%} of the maximum within {budget:,} samples"
                 checks.append(run_folder.check(what, float((needed <= budget).sum()), float(config.seeds), "at least"))
-    result = run_folder.summary(folder, rows, checks, time.monotonic() - began, clock.seconds)
-    run_folder.write_summary(folder, result)
-    run_folder.print_summary(result)
+    result = run_folder.conclude(folder, rows, checks, began, clock.seconds)
     for file, parts in (("tables.md", tables), ("samples.md", written)):
         (folder.path / file).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     print("\n" + "\n\n".join(tables) + "\n")

@@ -231,10 +231,7 @@ def main(config: Config) -> dict:
     folder = run_folder.create(config.out, "icl_sweep", config, config.overwrite)
     rows, checks, compiled = against_one_by_one(config)
     rows += against_raw_prompts(config)
-    result = run_folder.summary(folder, rows, checks, time.monotonic() - began, compiled)
-    run_folder.write_summary(folder, result)
-    run_folder.print_summary(result)
-    return result
+    return run_folder.conclude(folder, rows, checks, began, compiled)
 
 
 if __name__ == "__main__":

@@ -139,10 +139,7 @@ def main(config: Config) -> dict:
         ]
         compiled, late = compiled + compile_seconds, late + more
     checks = [run_folder.check("programs compiled after the first call", float(late), 0.0)]
-    result = run_folder.summary(folder, rows, checks, time.monotonic() - began, compiled)
-    run_folder.write_summary(folder, result)
-    run_folder.print_summary(result)
-    return result
+    return run_folder.conclude(folder, rows, checks, began, compiled)
 
 
 if __name__ == "__main__":

@@ -334,10 +334,7 @@ def main(config: Config) -> dict:
         check("largest |score merged - score beside the adapter|", max(gaps), 1e-4, "at most"),
     ]
     draw(accuracy, steps, folder.path / "figures" / "lora.png")
-    result = run_folder.summary(folder, rows, checks, time.monotonic() - began, clock.seconds)
-    run_folder.write_summary(folder, result)
-    run_folder.print_summary(result)
-    return result
+    return run_folder.conclude(folder, rows, checks, began, clock.seconds)
 
 
 if __name__ == "__main__":

@@ -165,9 +165,7 @@ def main(options: Options) -> dict:
         run_folder.check("largest |log-prob at rollout − in the first minibatch|", float(gap), 1e-4, "at most"),
         run_folder.check("ratio of a first minibatch that is farthest from 1", farthest, 1.0, 1e-4),
     ]
-    result = run_folder.summary(folder, rows, checks, time.monotonic() - began, clock.seconds)
-    run_folder.write_summary(folder, result)
-    run_folder.print_summary(result)
+    result = run_folder.conclude(folder, rows, checks, began, clock.seconds)
     table = overview(study, options.report_every)
     (folder.path / "overview.md").write_text(table + "\n", encoding="utf-8")
     print(f"\n{table}\n")

@@ -388,10 +388,7 @@ def main(config: Config) -> dict:
     most = plan.topology.chip.hbm_bytes / GIB
     checks = [run_folder.check("peak of a device, GiB, against its memory", plan.peak / GIB, most, "at most")]
     compiling = sum(phase.compiled.compile_seconds for phase in plan.phases)
-    result = run_folder.summary(folder, rows, checks, time.monotonic() - began, compiling)
-    run_folder.write_summary(folder, result)
-    run_folder.print_summary(result)
-    return result
+    return run_folder.conclude(folder, rows, checks, began, compiling)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@ In short:
 
     folder = create(out=None, name="overoptimization", config=config)      # runs/overoptimization/2025-01-31_14-05-09
     with MetricsWriter(folder.path / "metrics.jsonl") as metrics: ...      # see metrics.py
-    result = summary(folder, rows, checks, total_seconds=…, compile_seconds=…)
-    write_summary(folder, result); print_summary(result)
+    result = conclude(folder, rows, checks, began, compile_seconds=…)      # summary.json, and the tables
 """
 
 import dataclasses
@@ -14,6 +13,7 @@ import json
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -253,6 +253,31 @@ def print_summary(result: Mapping[str, Any]) -> None:
             numbers = [_number(check[field]) for field in ("value", "expected", "tolerance")]
             checks.add_row(*map(Text, [check["name"], *numbers]), verdict)
         console.print(checks)
+
+
+def conclude(
+    folder: RunFolder,
+    rows: Sequence[Mapping[str, Any]],
+    checks: Sequence[Mapping[str, Any]],
+    began: float,
+    compile_seconds: float,
+) -> dict[str, Any]:
+    """Ends a run: its summary, written and printed.
+
+    Args:
+        folder: the run's folder.
+        rows: measured numbers, see `summary`.
+        checks: from `check`.
+        began: when the run began, on the clock of `time.monotonic`, in seconds.
+        compile_seconds: of compilation.
+
+    Returns:
+        The summary.
+    """
+    result = summary(folder, rows, checks, time.monotonic() - began, compile_seconds)
+    write_summary(folder, result)
+    print_summary(result)
+    return result
 
 
 def _number(value: float | int | bool | str | None) -> str:
