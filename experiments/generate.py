@@ -169,10 +169,7 @@ def main(config: Config) -> dict:
             row("tokens of a completion", "", np.array([line["tokens"] for line in lines], np.float64)),
             row("completions that ended by themselves", "", np.array([line["finished"] for line in lines], np.float64)),
         ]
-        result = run_folder.summary(folder, rows + table, [], time.monotonic() - began, clock.seconds)
-        run_folder.write_summary(folder, result)
-        run_folder.print_summary(result)
-        return result
+        return run_folder.conclude(folder, rows + table, [], began, clock.seconds)
 
     return on_first(summarise, "the summary of the run")
 

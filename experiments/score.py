@@ -13,7 +13,6 @@ best. Each reward model reads the text through its own tokenizer; of several, ea
 import dataclasses
 import math
 import sys
-import time
 from typing import Literal
 
 import jax
@@ -155,10 +154,7 @@ def main(config: Config) -> dict:
         for one, values in zip(rows.values, plain, strict=True)
     )
     on_first(lambda: str(write_lines(folder.path / "scores.jsonl", lines)), "writing scores.jsonl")
-    result = run_folder.summary(folder, table, [], time.monotonic() - began, clock.seconds)
-    run_folder.write_summary(folder, result)
-    run_folder.print_summary(result)
-    return result
+    return run_folder.conclude(folder, table, [], began, clock.seconds)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ result = finish(folder, trained, rows, checks, began, clock, panels)
 
 import dataclasses
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -262,9 +261,6 @@ def finish(
             measured.append(row("tokens trained on a second, over the lines of metrics.jsonl", "1/s", np.array(speeds)))
         if trained.first_step is not None:
             measured.append(row("from the command to the first step", "s", np.array([trained.first_step - began])))
-        result = run_folder.summary(folder, measured, checks, time.monotonic() - began, clock.seconds)
-        run_folder.write_summary(folder, result)
-        run_folder.print_summary(result)
-        return result
+        return run_folder.conclude(folder, measured, checks, began, clock.seconds)
 
     return on_first(write, "the summary of the run")
