@@ -12,13 +12,13 @@ from typing import Literal
 
 import numpy as np
 
-from rlhf_jax.evaluation.statistics import mean_interval, row
-from rlhf_jax.evaluation.theory_figure import Panel
+from rlhf_jax.evaluation.statistics import row
 from rlhf_jax.icl.checks import at_least, power_of_two
 from rlhf_jax.icl.claims import descent, generality, inference, minimisers, sampling, training, transformers
 from rlhf_jax.icl.descent import check_learning_rate
 from rlhf_jax.icl.mixture import Mixture
 from rlhf_jax.icl.theory.curvature import condition_number, smoothness
+from rlhf_jax.laboratory import classification_panels as panels
 from rlhf_jax.laboratory.theory import Options, Stage, run_stages
 from rlhf_jax.parallel.lanes import use_all_cores
 from rlhf_jax.training.command_line import run
@@ -166,35 +166,19 @@ def first_order(config: Config) -> Stage:
         mixtures, config.lengths, config.far, 2 * config.points, config.solver_seeds
     )
     names = [f"d = {mixture.dimension}" for mixture in mixtures]
-    flat = np.ones(len(found.lengths))
-    panel = Panel(
-        title="N g_N approaches g1",
-        x_label="training context N",
-        y_label="N g_N",
-        predicted={name: (found.lengths, limit * flat) for name, limit in zip(names, found.limits, strict=True)},
-        measured={name: (found.lengths, *pair) for name, *pair in zip(names, found.scaled, found.errors, strict=True)},
-        x_scale="log",
-    )
-    return Stage(found.comparisons, [panel])
+    return Stage(found.comparisons, [panels.first_order(found, names)])
 
 
 def covariance(config: Config) -> Stage:
     """W* of a covariance that is not the identity, and its first-order correction."""
     found = minimisers.general_covariance(prompts=config.prompts // 4, points=config.points, far=config.far)
-    panel = Panel(
-        title="correlated features: N G approaches G1",
-        x_label="training context N",
-        y_label="|N G - G1| / |G1|",
-        measured={"condition number 4": (found.lengths, found.scaled[0], found.errors[0])},
-        x_scale="log",
-    )
-    return Stage(found.comparisons, [panel])
+    return Stage(found.comparisons, [panels.covariance(found)])
 
 
 def speed(config: Config) -> Stage:
     """The linear rate of gradient descent on a frozen population."""
     found = descent.rates(prompts=config.prompts // 2, learning_rate=config.learning_rate)
-    return Stage(found.comparisons, [rate_panel(found, "gradient descent, queries drawn")])
+    return Stage(found.comparisons, [panels.rate(found, "gradient descent, queries drawn")])
 
 
 def curvature(config: Config) -> Stage:
@@ -203,17 +187,7 @@ def curvature(config: Config) -> Stage:
     rows = [*found.comparisons, *descent.anisotropic_rate(prompts=config.prompts // 8)]
     rows += descent.spectrum(prompts=config.prompts // 2)
     rows += descent.smoothness_at_zero(prompts=10 * config.prompts)
-    return Stage(rows, [rate_panel(found, "gradient descent, queries integrated out")])
-
-
-def rate_panel(found: descent.Rates, title: str) -> Panel:
-    """Loss gap against step from every start, and the slope that theory predicts, through the last point."""
-    last = found.steps[-1]
-    measured, predicted = {}, {}
-    for start, gap in zip(found.starts, found.loss_gap, strict=True):
-        measured[start] = (found.steps[::20], gap[::20], 0.0 * gap[::20])
-        predicted[start] = (found.steps, gap[-1] * np.exp(found.slope * (found.steps - last)))
-    return Panel(title, "step", "L(W) - L(W*)", predicted, measured, y_scale="log")
+    return Stage(rows, [panels.rate(found, "gradient descent, queries integrated out")])
 
 
 def sweep(config: Config) -> Stage:
@@ -221,23 +195,11 @@ def sweep(config: Config) -> Stage:
     found = training.sweep_reaches_minimisers(
         lengths=config.lengths, seeds=config.seeds, steps=config.sweep_steps, batch=config.sweep_batch
     )
-    traces, spreads = found.traces.mean(axis=1), found.traces.std(axis=1, ddof=1)
-    predicted, measured, rows = {}, {}, []
-    for place, length in enumerate(found.lengths):
-        name = f"N = {length}"
-        predicted[name] = (found.steps, np.full(len(found.steps), found.predicted[place]))
-        measured[name] = (found.steps, traces[place], spreads[place])
-        condition = condition_number(training.STANDARD, int(length), found.targets[place])
-        rows.append(row(f"condition number l / lambda_min (d=3, {name})", "1", np.array([condition])))
-    panel = Panel(
-        "training ends at the W* of its own N",
-        "step",
-        "tr W / d (± s.d. of seeds)",
-        predicted,
-        measured,
-        levels={"2 = c Λ⁻¹": 2.0},
-    )
-    return Stage(found.comparisons, [panel], rows)
+    rows = []
+    for length, weight in zip(found.lengths, found.targets, strict=True):
+        condition = condition_number(training.STANDARD, int(length), weight)
+        rows.append(row(f"condition number l / lambda_min (d=3, N={length})", "1", np.array([condition])))
+    return Stage(found.comparisons, [panels.sweep(found)], rows)
 
 
 def raw(config: Config) -> Stage:
@@ -249,35 +211,7 @@ def decay(config: Config) -> Stage:
     """Distance to Bayes against M: its decay at W = 2I, and the floor that training on N examples leaves."""
     noise = inference.noise_decay(config.dimensions, prompts=config.prompts, points=4 * config.points)
     bent = inference.grid(prompts=config.prompts // 2, points=config.points)
-    root = np.sqrt(noise.test_lengths)
-    kept = np.isfinite(bent.test_lengths)
-    panels = [
-        Panel(
-            title="W = 2 Λ⁻¹: √M TV tends to C_TV",
-            x_label="test context M",
-            y_label="√M · total variation",
-            predicted={
-                name: (noise.test_lengths, root * one) for name, one in zip(noise.names, noise.predicted, strict=True)
-            },
-            measured=points_of(noise, root),
-            x_scale="log",
-        ),
-    ]
-    for title, theory in (("W* of N: down to a floor", bent.predicted), ("the same, by folded normals", bent.folded)):
-        panels.append(
-            Panel(
-                title=title,
-                x_label="test context M",
-                y_label="total variation from Bayes",
-                predicted={
-                    name: (bent.test_lengths[kept], one[kept]) for name, one in zip(bent.names, theory, strict=True)
-                },
-                measured=points_of(bent),
-                x_scale="log",
-                y_scale="log",
-            )
-        )
-    return Stage([*noise.comparisons, *bent.comparisons], panels)
+    return Stage([*noise.comparisons, *bent.comparisons], panels.decay(noise, bent))
 
 
 def floor(config: Config) -> Stage:
@@ -288,28 +222,8 @@ def floor(config: Config) -> Stage:
 def shifts(config: Config) -> Stage:
     """Shifts of the test leave plateaus, which are predicted; another prior of the means does not."""
     found = inference.plateaus(prompts=config.prompts // 2, points=config.points)
-    kept = np.isfinite(found.test_lengths)
-    panel = Panel(
-        title="shifts of the test leave a plateau",
-        x_label="test context M",
-        y_label="total variation from Bayes",
-        predicted={
-            name: (found.test_lengths[kept], one[kept]) for name, one in zip(found.names, found.predicted, strict=True)
-        },
-        measured=points_of(found),
-        x_scale="log",
-        y_scale="log",
-    )
-    return Stage([*found.comparisons, *inference.prior_is_harmless(prompts=config.prompts)], [panel])
-
-
-def points_of(curves: inference.Curves, scale: np.ndarray | float = 1.0) -> dict:
-    """The measured curves of a panel, with bars of two standard errors."""
-    kept = np.isfinite(curves.test_lengths)
-    return {
-        name: (curves.test_lengths[kept], (scale * mean)[kept], (2 * scale * error)[kept])
-        for name, mean, error in zip(curves.names, curves.measured, curves.standard_error, strict=True)
-    }
+    harmless = inference.prior_is_harmless(prompts=config.prompts)
+    return Stage([*found.comparisons, *harmless], [panels.plateaus(found)])
 
 
 def classes(config: Config) -> Stage:
@@ -339,34 +253,8 @@ def models(config: Config) -> Stage:
         steps=config.model_steps,
         prompts=config.test_prompts,
     )
-    rows, panels, places = [], [], np.arange(len(found.shifts), dtype=float)
-
-    def curve(name: str, tests: list[str], x: np.ndarray, values: np.ndarray) -> tuple:
-        """Mean and half interval over seeds, values [tests, seeds]; adds the rows."""
-        rows.extend(row(f"{name}, {test}", "total variation", one) for test, one in zip(tests, values, strict=True))
-        estimates = [mean_interval(one) for one in values]
-        means = np.array([one.mean for one in estimates])
-        return x, means, np.array([one.high for one in estimates]) - means
-
-    for place, length in enumerate(found.lengths):
-        by_length, by_shift = {}, {}
-        for model, name in enumerate(found.models):
-            label, tests = f"{name}, N={length}", [f"M={m}" for m in found.test_lengths]
-            by_length[name] = curve(label, tests, found.test_lengths, found.distances[model, place].T)
-            under = [f"M={length}, {shift}" for shift in found.shifts]
-            by_shift[name] = curve(label, under, places, found.shifted[:, model, place])
-        predicted = {"linear": (found.test_lengths, found.predicted_distances[place])}
-        for name, distances in zip(found.baselines, found.baseline_distances, strict=True):
-            predicted[name] = (found.test_lengths, distances)
-        x_label, y_label = "test context M", "total variation from Bayes"
-        title = f"trained on N = {length}"
-        panels.append(Panel(title, x_label, y_label, predicted, by_length, x_scale="log", y_scale="log"))
-        if length == found.lengths[-1]:
-            predicted = {"linear": (places, found.predicted_shifted[:, place])}
-            panels.append(
-                Panel(f"under shifts, N = M = {length}", "", y_label, predicted, by_shift, categories=found.shifts)
-            )
-    return Stage(found.comparisons, panels, rows)
+    rows, figure = panels.models(found)
+    return Stage(found.comparisons, figure, rows)
 
 
 STAGES = {
