@@ -38,6 +38,10 @@ class Panel:
     categories: Sequence[str] = ()
 
 
+MOST_INSIDE = 6
+"""Curves whose legend finds room inside a panel; of more, it stands beside it."""
+
+
 def theory_figure(panels: Sequence[Panel], path: str | Path, columns: int = 3) -> Path:
     """Draws the panels, `columns` a row, and writes the file.
 
@@ -102,7 +106,8 @@ def _draw(axes: Any, panel: Panel) -> None:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(_few_minor_labels)
     if len(names) > 1:
-        axes.legend(fontsize=8, markerscale=0.6 if panel.categories else 1.0)
+        beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if len(names) > MOST_INSIDE else {}
+        axes.legend(fontsize=8, markerscale=0.6 if panel.categories else 1.0, **beside)
 
 
 def _few_minor_labels(value: float, _: int) -> str:
