@@ -119,7 +119,8 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
     lines = ["| quantity | predicted | measured | s.e. | tolerance | |", "|---|---:|---:|---:|---:|---|"]
     for one in comparisons:
         cells = [number(value) for value in (one.predicted, one.measured, one.standard_error, one.tolerance)]
-        lines.append(f"| {one.quantity} | {' | '.join(cells)} | {'pass' if one.passed else 'FAIL'} |")
+        name = one.quantity.replace("|", r"\|")  # or it would end the cell
+        lines.append(f"| {name} | {' | '.join(cells)} | {'pass' if one.passed else 'FAIL'} |")
     return "\n".join(lines)
 
 

@@ -2,7 +2,15 @@ import csv
 import json
 import math
 
-from rlhf_jax.icl.comparison import Comparison, checks, print_comparisons, within, within_errors, write_comparisons
+from rlhf_jax.icl.comparison import (
+    Comparison,
+    checks,
+    markdown,
+    print_comparisons,
+    within,
+    within_errors,
+    write_comparisons,
+)
 
 ROWS = [Comparison("slope", -0.069, -0.0692, tolerance=0.001), within_errors("loss", 1.0, 1.5, 0.1, errors=3.0)]
 
@@ -32,3 +40,8 @@ def test_rows_are_written_and_printed(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "two rows" in printed and "pass" in printed and "FAIL" in printed
     assert [check["pass"] for check in checks(ROWS)] == [True, False]
+
+
+def test_a_bar_in_a_name_does_not_end_its_cell():
+    row = markdown([Comparison("|W - W*| / |W*|", 0.0, 0.1, tolerance=0.2)]).splitlines()[-1]
+    assert row == r"| \|W - W*\| / \|W*\| | 0 | 0.1 | – | 0.2 | pass |"
