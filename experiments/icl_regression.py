@@ -7,6 +7,8 @@ Every number that theory gives stands beside one that was integrated, sampled or
 (Zhang et al. 2023), its risk on longer contexts and under shifts, k layers and GD++ (Ahn et al. 2023), one step of
 gradient descent and all matrices of a layer (von Oswald et al. 2023), and finite pools of tasks. Risks by size of the
 pool are a figure of `icl_task_diversity.py`.
+
+Two CPU cores: `quick` 58 rows in 54 s, `paper` 82 rows in 36 minutes beside other work; none failed (docs/icl.md).
 """
 
 import dataclasses

@@ -75,7 +75,7 @@ def theory_figure(panels: Sequence[Panel], path: str | Path, columns: int = 3) -
 
 
 def _draw(axes: Any, panel: Panel) -> None:
-    names = list(dict.fromkeys([*panel.predicted, *panel.measured]))
+    names = list(dict.fromkeys([*panel.measured, *panel.predicted]))  # measured first: the same colours in all panels
     colours = {name: PALETTE[place % len(PALETTE)] for place, name in enumerate(names)}
     axes.set_xscale(panel.x_scale)
     axes.set_yscale(panel.y_scale)

@@ -120,8 +120,8 @@ def noise_decay(
     Args:
         dimensions: values of d; Lambda = I, two classes. A curve each.
         test_lengths: values of M.
-        prompts: sampled at each for d = 2, and d / 2 times as many for another d: with d = 3, 5 and 10 three standard
-            errors are then 0.7 % to 0.8 %.
+        prompts: sampled at each for d = 2, and d / 2 times as many for another d: of 500,000, three standard errors are
+            0.6 %, 0.7 % and 1.0 % at M = 16,384 with d = 3, 5 and 10.
         points: quasi-random draws of each of four sets.
         seed: of the sampling.
     """
