@@ -131,11 +131,30 @@ class PreferenceBatch:
         rejected: the other ones, [B, S].
         margin: by how much the reward of the chosen one should exceed the other, float32 [B]; 0 for plain
             Bradley-Terry.
+        label: probability that the first is indeed the better one, float32 [B]; None: 1 for all.
+        index: which pair of the data each row is, int32 [B], for labels that are kept by pair; None where nobody asks.
     """
 
     chosen: Sequences
     rejected: Sequences
     margin: Float[Array, " B"]
+    label: Float[Array, " B"] | None = None
+    index: Int[Array, " B"] | None = None
+
+
+@chex.dataclass(frozen=True)
+class AttributeBatch:
+    """Whole sequences (prompt and response) with ratings of K attributes each.
+
+    Attributes:
+        sequences: what was rated, [B, S].
+        ratings: float32 [B, K]; what stands where nothing is known (NaN included) does not matter.
+        known: which ratings there are, bool [B, K].
+    """
+
+    sequences: Sequences
+    ratings: Float[Array, "B K"]
+    known: Bool[Array, "B K"]
 
 
 @chex.dataclass(frozen=True)
@@ -164,12 +183,17 @@ class Score:
             for.
         members: the (centred) scores of ensemble members, [M, B]; None for one model.
         own: which sequences the policy that is trained drew, [B], for what is measured over a batch; None: all.
+        epistemic: standard deviation of the mean, for what the model was not taught, in units of reward, [B]; None
+            where nothing measures it. Of an ensemble it is the standard deviation over members.
+        aleatoric: standard deviation of the reward itself, for what the data leave open, [B]; None likewise.
     """
 
     mean: Float[Array, " B"]
     features: Float[Array, "B D"] | None = None
     members: Float[Array, "M B"] | None = None
     own: Bool[Array, " B"] | None = None
+    epistemic: Float[Array, " B"] | None = None
+    aleatoric: Float[Array, " B"] | None = None
 
 
 class Algorithm(NamedTuple):

@@ -94,8 +94,8 @@ def rows_of(score: Score, rows: Int[Array, " R"]) -> Score:
         >>> rows_of(score, jnp.array([1, 1])).members.tolist()
         [[1.0, 1.0], [3.0, 3.0]]
     """
-    return score.replace(
-        mean=score.mean[rows],
-        features=None if score.features is None else score.features[rows],
-        members=None if score.members is None else score.members[:, rows],
-    )
+    taken = {
+        name: None if getattr(score, name) is None else getattr(score, name)[rows]
+        for name in ("mean", "features", "own", "epistemic", "aleatoric")
+    }
+    return score.replace(members=None if score.members is None else score.members[:, rows], **taken)

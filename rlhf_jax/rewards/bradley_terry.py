@@ -4,12 +4,13 @@ from typing import Literal
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.heads import apply_head, reward_features
-from rlhf_jax.rewards.ensemble import centre
+from rlhf_jax.rewards.ensemble import centre, variance
 from rlhf_jax.types import Params, Score
 
 
@@ -42,7 +43,7 @@ def ensemble_scorer(
     features: Literal["final_norm", "pre_norm"] = "final_norm",
     lead: int | None = None,
 ):
-    """A scorer of M reward models: `score(EnsembleParams, tokens, mask) -> Score(mean, features, members)`.
+    """A scorer of M reward models: `score(EnsembleParams, tokens, mask) -> Score(mean, features, members, epistemic)`.
 
     Args:
         config: shape of the members' trunks.
@@ -55,12 +56,32 @@ def ensemble_scorer(
 
     def score(params: EnsembleParams, tokens: Int[Array, "B S"], mask: Bool[Array, "B S"]) -> Score:
         each = jax.vmap(member_scorer, in_axes=(0, None, None))(params.members, tokens, mask)
-        members = centre(each.mean, params.offset)
-        if lead is None:
-            return Score(mean=members.mean(axis=0), members=members)
-        return Score(mean=members[lead], features=each.features[lead], members=members)
+        return member_score(each.mean, each.features, params.offset, lead)
 
     return score
+
+
+def member_score(
+    scores: Float[Array, "M B"],
+    features: Float[Array, "M B D"] | None,
+    offset: Float[Array, " M"],
+    lead: int | None,
+) -> Score:
+    """The Score of an ensemble from the raw scores of its members.
+
+    Args:
+        scores: raw, [M, B].
+        features: of each member, [M, B, D]; None where nobody asks.
+        offset: from `ensemble.member_offset`, [M].
+        lead: the member whose score is the mean and whose features are passed on; None: `mean` is the average, and
+            there are no features.
+    """
+    members = centre(scores, offset)
+    epistemic = jnp.sqrt(variance(members))
+    if lead is None:
+        return Score(mean=members.mean(axis=0), members=members, epistemic=epistemic)
+    own = None if features is None else features[lead]
+    return Score(mean=members[lead], features=own, members=members, epistemic=epistemic)
 
 
 def check_rewards(rewards: np.ndarray | Array, source: str = "the reward") -> None:

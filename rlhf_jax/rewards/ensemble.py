@@ -4,6 +4,9 @@ A Bradley-Terry reward is defined up to a constant of each member, and the minim
 on those constants: fix them first, by subtracting each member's mean on samples of the reference policy
 (`member_offset`, `centre`). The transforms take members that are already centred, as `Score.members` says.
 
+The rules that penalise take any kind of reward model: of one without members, they read `Score.mean` and
+`Score.epistemic` instead of the mean and the standard deviation over members.
+
 Source: Coste et al., "Reward Model Ensembles Help Mitigate Overoptimization", arXiv:2310.02743 (WCO, UWO); lower
 confidence bound: Eisenstein et al., arXiv:2312.09244.
 """
@@ -75,33 +78,31 @@ def variance(members: Float[Array, "M B"], ddof: int = 0) -> Float[Array, " B"]:
 def single() -> Transform:
     """The reward estimate as it is, `r = score.mean`; `init()` takes nothing.
 
-    `uncertainty/mean` is the mean standard deviation over members, where the score has any, and NaN otherwise.
+    `uncertainty/mean` is the mean standard deviation over members, or else the mean of `score.epistemic`; NaN where
+    the score has neither.
     """
 
     def init() -> tuple[()]:
         return ()
 
     def apply(score: Score, reference: Score | None, state: tuple[()]) -> Outcome:
-        spread = None if score.members is None else jnp.sqrt(variance(score.members))
+        spread = score.epistemic if score.members is None else jnp.sqrt(variance(score.members))
         return score.mean, state, report(score, score.mean, spread)
 
     return Transform(init, apply)
 
 
 def ensemble_mean() -> Transform:
-    """The mean over members, `r = (1/M) sum_i R_i`; `init()` takes nothing.
-
-    Raises (when traced):
-        ValueError: the score has no members.
-    """
+    """The mean over members, `r = (1/M) sum_i R_i`, or of a model without members its own; `init()` takes nothing."""
 
     def init() -> tuple[()]:
         return ()
 
     def apply(score: Score, reference: Score | None, state: tuple[()]) -> Outcome:
-        members = _members(score, "ensemble_mean", at_least=1)
-        rewards = members.mean(axis=0)
-        return rewards, state, report(score, rewards, jnp.sqrt(variance(members)))
+        if score.members is None:
+            return score.mean, state, report(score, score.mean, score.epistemic)
+        rewards = score.members.mean(axis=0)
+        return rewards, state, report(score, rewards, jnp.sqrt(variance(score.members)))
 
     return Transform(init, apply)
 
@@ -141,7 +142,7 @@ def uncertainty_weighted(ddof: int = 0) -> Transform:
         ddof: 0 for the population variance (the paper), 1 for the sample variance.
 
     Raises (when traced):
-        ValueError: the score has no members, or one.
+        ValueError: the score has one member; or none and no `epistemic` uncertainty.
 
     Example:
         >>> transform = uncertainty_weighted()
@@ -151,9 +152,8 @@ def uncertainty_weighted(ddof: int = 0) -> Transform:
     """
 
     def apply(score: Score, reference: Score | None, state: Float[Array, ""]) -> PenaltyOutcome:
-        members = _members(score, "uncertainty_weighted", at_least=2)
-        disagreement = variance(members, ddof)
-        rewards = members.mean(axis=0) - state.astype(members.dtype) * disagreement
+        mean, disagreement = _mean_and_variance(score, "uncertainty_weighted", ddof)
+        rewards = mean - state.astype(mean.dtype) * disagreement
         return rewards, state, report(score, rewards, jnp.sqrt(disagreement))
 
     return Transform(_coefficient(0.5), apply)
@@ -166,13 +166,13 @@ def lower_confidence_bound(ddof: int = 0) -> Transform:
         ddof: 0 for the population standard deviation, 1 for the root of the sample variance.
 
     Raises (when traced):
-        ValueError: the score has no members, or one.
+        ValueError: the score has one member; or none and no `epistemic` uncertainty.
     """
 
     def apply(score: Score, reference: Score | None, state: Float[Array, ""]) -> PenaltyOutcome:
-        members = _members(score, "lower_confidence_bound", at_least=2)
-        disagreement = jnp.sqrt(variance(members, ddof))
-        rewards = members.mean(axis=0) - state.astype(members.dtype) * disagreement
+        mean, squared = _mean_and_variance(score, "lower_confidence_bound", ddof)
+        disagreement = jnp.sqrt(squared)
+        rewards = mean - state.astype(mean.dtype) * disagreement
         return rewards, state, report(score, rewards, disagreement)
 
     return Transform(_coefficient(1.0), apply)
@@ -183,6 +183,13 @@ def _coefficient(default: float):
         return jnp.asarray(coefficient, dtype=jnp.result_type(float))
 
     return init
+
+
+def _mean_and_variance(score: Score, rule: str, ddof: int) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    if score.members is None and score.epistemic is not None:
+        return score.mean, jnp.square(score.epistemic)
+    members = _members(score, rule, at_least=2)
+    return members.mean(axis=0), variance(members, ddof)
 
 
 def _members(score: Score, rule: str, at_least: int) -> Float[Array, "M B"]:

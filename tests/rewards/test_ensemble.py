@@ -155,11 +155,25 @@ def test_what_is_not_measured_is_nan_not_zero():
     assert np.isnan(metrics["uncertainty/mean"]) and metrics["rewards/transformed"] == 1.5
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", sorted(RULES.keys() - {"ensemble_mean"}))
 def test_missing_members_are_an_error_when_traced(name):
     rule, arguments = RULES[name]
     with pytest.raises(ValueError, match=r"needs the scores of ensemble members; use a scorer"):
         jax.eval_shape(rule.apply, Score(mean=jnp.zeros(3)), None, rule.init(*arguments))
+
+
+def test_a_model_without_members_is_taken_at_its_word():
+    score = Score(mean=jnp.array([1.0, -2.0]), epistemic=jnp.array([2.0, 0.5]))
+    expected = {
+        "ensemble_mean": [1.0, -2.0],
+        "uncertainty_weighted": [-1.0, -2.125],
+        "lower_confidence_bound": [-2.0, -2.75],
+    }
+    for name, rewards in expected.items():
+        rule, arguments = RULES[name]
+        found, _, metrics = rule.apply(score, None, rule.init(*arguments))
+        np.testing.assert_allclose(found, rewards)
+        assert float(metrics["uncertainty/mean"]) == 1.25
 
 
 @pytest.mark.parametrize("name", ["uncertainty_weighted", "lower_confidence_bound"])
