@@ -7,7 +7,10 @@
 - `trained`: a whole model or an adapter on a frozen one, in every algorithm.
 - `likelihood`: log-probabilities of whole sequences.
 - `sft`: supervised fine-tuning.
-- `reward_modeling`: Bradley-Terry reward models; an ensemble is a `vmap`.
+- `reward_modeling`: Bradley-Terry reward models, with soft or smoothed labels; an ensemble is a `vmap`.
+- `ensemble_modeling`: many heads on one trunk, and adapters of their own for them.
+- `attribute_modeling`: reward models that predict a distribution, from ratings or preferences; `distributions`: what
+  these trainings share.
 - `preference`: DPO and the losses beside it, from pairs without a reward model; `kto`: from single completions.
 - `on_policy`: the one engine of algorithms that sample; `rollouts`: what they read off a rollout.
 - `ppo`: proximal policy optimisation, with a value net.

@@ -8,7 +8,9 @@ Modules:
     credit: advantages of methods without a value net, from groups, the batch, or a greedy response.
     policy: ratios, surrogates, and the metrics of the ratio.
     value: the clipped value loss and its metrics.
-    reward: the Bradley-Terry loss of reward models and the accuracy on preferences.
+    reward: the Bradley-Terry loss of reward models and the accuracy on preferences; smoothing: labels that follow the
+        model.
+    attributes: likelihoods of ratings, quantiles, and preferences between uncertain rewards.
     preference: losses on pairs of completions against a reference; chi_squared, reference_free: others of them.
     preference_choices: all of these by name.
     nash: the loss of Nash-MD.

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rlhf_jax.rewards import ellipsoid
 from rlhf_jax.rewards.ellipsoid import (
     Geometry,
     Scalar,
@@ -25,6 +24,7 @@ from rlhf_jax.rewards.ellipsoid import (
     solve,
     uncertainty,
 )
+from rlhf_jax.rewards.posterior import fisher_geometry
 from rlhf_jax.rewards.transforms import report
 from rlhf_jax.types import Metrics, Score, Transform, wide
 
@@ -138,12 +138,13 @@ def statistical_scale(
 
     Returns:
         B_cal, a squared radius, [].
+
+    Raises:
+        ValueError: H is singular in the precision of the features.
     """
     dtype = wide(features_chosen, head, gram)
-    difference = features_chosen.astype(dtype) - features_rejected.astype(dtype)
-    margin = jnp.matmul(difference, head.astype(dtype), precision="highest")
-    weight = jax.nn.sigmoid(margin) * jax.nn.sigmoid(-margin)
-    fisher = geometry(ellipsoid.gram(jnp.sqrt(weight)[:, None] * difference), l2)
+    chosen, rejected = features_chosen.astype(dtype), features_rejected.astype(dtype)
+    fisher = fisher_geometry(chosen, rejected, {"kernel": head}, l2)
     matrix = gram.astype(dtype) + jnp.asarray(regularisation, dtype) * jnp.eye(gram.shape[0], dtype=dtype)
     return jnp.trace(jax.scipy.linalg.cho_solve((fisher.cholesky, True), matrix))
 

@@ -126,6 +126,29 @@ def read_pairs(options: SourceOptions, source: Source, path: Path, longest: int)
     return pairs.items
 
 
+def pair_features(
+    member: Member, source: Source, pairs: Sequence[Preference], batch_size: int
+) -> tuple[Float[Array, "N D"], Float[Array, "N D"]]:
+    """What the reward model's head reads of the chosen and of the rejected sequences: what geometries are made from.
+
+    Args:
+        member: the reward model.
+        source: the policy, whose tokens the pairs are.
+        pairs: N of them, from `read_pairs`.
+        batch_size: pairs a batch.
+    """
+    scorer = jax.jit(reward_scorer(member.config))
+    collate = collate_for(pad_preferences, source._replace(config=member.config), pairs)
+
+    def features(batch: Any) -> tuple[Array, Array]:
+        sides = (batch.chosen, batch.rejected)
+        chosen, rejected = (scorer(member.params, side.tokens, side.mask).features for side in sides)
+        return chosen, rejected
+
+    chosen, rejected = map(jnp.asarray, over_rows(features, pairs, collate, batch_size))
+    return chosen, rejected
+
+
 def ellipsoid(
     member: Member,
     source: Source,
@@ -149,15 +172,7 @@ def ellipsoid(
     Raises:
         ValueError: the geometry cannot be factored in float32.
     """
-    scorer = jax.jit(reward_scorer(member.config))
-    collate = collate_for(pad_preferences, source._replace(config=member.config), pairs)
-
-    def features(batch: Any) -> tuple[Array, Array]:
-        sides = (batch.chosen, batch.rejected)
-        chosen, rejected = (scorer(member.params, side.tokens, side.mask).features for side in sides)
-        return chosen, rejected
-
-    chosen, rejected = map(jnp.asarray, over_rows(features, pairs, collate, batch_size))
+    chosen, rejected = pair_features(member, source, pairs, batch_size)
     total = gram(chosen) + gram(rejected)
     shape = geometry(total, regularisation)
     if value is not None:
