@@ -191,6 +191,11 @@ def preference(
         return mean(values[:, None], weights(batch), whole=weights(whole))
 
     def update(state: PreferenceState, batch: PreferenceBatch) -> tuple[PreferenceState, Metrics]:
+        if batch.label is not None:
+            raise ValueError(
+                "these losses take the chosen side as the better one, and the pairs have soft labels: leave out the "
+                "column 'label', which is for reward models."
+            )
         reference = state.reference if loss.reference else None
 
         def objective(params: Params, part: PreferenceBatch, whole: PreferenceBatch):

@@ -105,15 +105,21 @@ def pad_preferences(items: Sequence[Preference], length: int, pad: int) -> Prefe
         pad: see `pad_demonstrations`.
 
     Returns:
-        `PreferenceBatch` [B, S].
+        `PreferenceBatch` [B, S]. It has labels if one of the pairs has one (1 for those that have none), and indices
+        if all pairs have one.
 
     Raises:
         ValueError: see `pad_demonstrations`.
     """
+    labels, index = [item.label for item in items], [item.index for item in items]
+    certain = all(label is None for label in labels)
+    labels = [1.0 if label is None else label for label in labels]
     return PreferenceBatch(
         chosen=Sequences(**_padded([item.chosen for item in items], length, pad)),
         rejected=Sequences(**_padded([item.rejected for item in items], length, pad)),
         margin=jnp.asarray([item.margin for item in items], jnp.float32),
+        label=None if certain else jnp.asarray(labels, jnp.float32),
+        index=None if None in index else jnp.asarray(index, jnp.int32),
     )
 
 

@@ -4,13 +4,15 @@ A format is a set of columns; their values are text or chats, which are lists of
 
 | format | columns |
 |---|---|
-| `preference` | `prompt`, `chosen`, `rejected`, perhaps `margin`; without `prompt`, it is what both have in common |
+| `preference` | `chosen`, `rejected`, perhaps `margin`, `label`; without `prompt`, it is what both have in common |
 | `stepwise` | `prompt`, `completions` (steps), `labels` (one a step) |
 | `unpaired` | `prompt`, `completion`, `label` (good or not) |
 | `prompt_completion` | `prompt`, `completion` |
 | `messages` | `messages`, a chat of any number of turns |
 | `prompt` | `prompt` |
 | `text` | `text`, for language modelling |
+
+The `label` of a preference is the probability, from 1/2 to 1, that the chosen completion is the better one.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +30,7 @@ _REQUIRED = {
     "prompt": ("prompt",),
     "text": ("text",),
 }
-_OPTIONAL = {"preference": ("prompt", "margin")}
+_OPTIONAL = {"preference": ("prompt", "margin", "label")}
 
 FORMATS = tuple(_REQUIRED)
 DEMONSTRATION_FORMATS = ("prompt_completion", "messages", "text")
@@ -78,6 +80,10 @@ def _is_label(value: Any) -> bool:
     return isinstance(value, int) and value in (0, 1)
 
 
+def _is_preference_probability(value: Any) -> bool:
+    return is_number(value) and 0.5 <= value <= 1
+
+
 def _is_labels(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(map(_is_label, value))
 
@@ -89,6 +95,10 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "texts": (is_texts, "a list of texts"),
     "number": (is_number, "a finite number"),
     "label": (_is_label, "true or false"),
+    "probability": (
+        _is_preference_probability,
+        "a number from 0.5 to 1, the probability that 'chosen' is the better one (below 0.5, swap the two)",
+    ),
     "labels": (_is_labels, "a list of true and false, one for each of the completions"),
 }
 _COLUMN_KINDS = dict.fromkeys(CONTENT, ("text", "chat")) | {
@@ -99,6 +109,8 @@ _COLUMN_KINDS = dict.fromkeys(CONTENT, ("text", "chat")) | {
     "label": ("label",),
     "margin": ("number",),
 }
+# Where a column means another thing in one format than in the others.
+_KINDS_OF_FORMAT = {"preference": {"label": ("probability",)}}
 
 
 def shape_of(row: dict, formats: Sequence[str], place: str) -> Shape:
@@ -117,7 +129,8 @@ def shape_of(row: dict, formats: Sequence[str], place: str) -> Shape:
         wanted = " or ".join(" + ".join(_REQUIRED[name]) for name in formats)
         raise ValueError(f"{place} has the columns {sorted(present)}, not {wanted}: rename or add columns.")
     columns = (*_REQUIRED[name], *(column for column in _OPTIONAL.get(name, ()) if column in present))
-    kinds = {column: _kind(column, row[column], place) for column in columns}
+    allowed = _COLUMN_KINDS | _KINDS_OF_FORMAT.get(name, {})
+    kinds = {column: _kind(column, row[column], allowed[column], place) for column in columns}
     if name == "preference" and kinds["chosen"] != kinds["rejected"]:
         raise ValueError(f"{place} has {kinds['chosen']} chosen and {kinds['rejected']} rejected: write both alike.")
     if name == "stepwise" and len(row["completions"]) != len(row["labels"]):
@@ -126,8 +139,7 @@ def shape_of(row: dict, formats: Sequence[str], place: str) -> Shape:
     return Shape(name, kinds)
 
 
-def _kind(column: str, value: Any, place: str) -> str:
-    allowed = _COLUMN_KINDS[column]
+def _kind(column: str, value: Any, allowed: tuple[str, ...], place: str) -> str:
     for kind in allowed:
         if _KINDS[kind][0](value):
             return kind

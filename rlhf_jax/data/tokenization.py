@@ -35,11 +35,21 @@ class Demonstration(NamedTuple):
 
 
 class Preference(NamedTuple):
-    """Two sequences with the same prompt, the first preferred; `margin` is by how much, or 0."""
+    """Two sequences with the same prompt, the first preferred.
+
+    Attributes:
+        chosen: the preferred one.
+        rejected: the other one.
+        margin: by how much it is preferred, or 0.
+        label: probability that it is the better one indeed; None where the rows do not say, which is 1.
+        index: which pair of those trained on it is, for labels that are kept by pair; None where nobody asks.
+    """
 
     chosen: Demonstration
     rejected: Demonstration
     margin: float
+    label: float | None = None
+    index: int | None = None
 
     @property
     def length(self) -> int:
@@ -287,7 +297,9 @@ def _preference(chosen: Tokenized, rejected: Tokenized, row: dict) -> Preference
     reason = next((item for item in items if isinstance(item, str)), None)
     if reason is None and np.array_equal(chosen.tokens, rejected.tokens):
         reason = "chosen equals rejected"
-    return reason or Preference(*items, margin=float(row.get("margin") or 0.0))
+    label = row.get("label")
+    margin, label = float(row.get("margin") or 0.0), None if label is None else float(label)
+    return reason or Preference(*items, margin=margin, label=label)
 
 
 def _unanswered(messages: list[dict]) -> list[dict]:

@@ -13,11 +13,16 @@ def bradley_terry(
     margin: Float[Array, " B"] | None = None,
     label_smoothing: Float[Array, ""] | float = 0.0,
     centring: Float[Array, ""] | float = 0.0,
+    label: Float[Array, " B"] | None = None,
 ) -> Float[Array, " B"]:
-    """Negative log-likelihood of preferences, with a margin, smoothed labels and a pull of the rewards towards 0.
+    """Negative log-likelihood of preferences, with a margin, soft labels and a pull of the rewards towards 0.
 
         delta = chosen - rejected - margin
-        loss = -(1 - s) log sigma(delta) - s log sigma(-delta) + centring (chosen + rejected)^2
+        p = (1 - s) y + s (1 - y)
+        loss = -p log sigma(delta) - (1 - p) log sigma(-delta) + centring (chosen + rejected)^2
+
+    Its gradient in delta is sigma(delta) - p. Soft labels and label smoothing compose: a pair whose first response is
+    the better one with probability y has its label turned round with probability s.
 
     Args:
         chosen: rewards of the preferred responses, [B].
@@ -25,6 +30,7 @@ def bradley_terry(
         margin: by how much the first should exceed the second, [B], reward units; None for 0.
         label_smoothing: s in [0, 1/2): the share of labels that are taken to be wrong.
         centring: weight of the squared sum; the likelihood alone leaves the rewards free up to a constant a prompt.
+        label: y, the probability that the first response is the better one, [B], between 0 and 1; None for 1.
 
     Returns:
         Unreduced losses in nats, [B]; float32 for bfloat16 and float16 input.
@@ -42,6 +48,9 @@ def bradley_terry(
         ['0.6931', '1.3133']
         >>> print(f"{bradley_terry(jnp.array([1.0]), jnp.array([1.0]), centring=0.01)[0]:.4f}")
         0.7331
+        >>> unsure = bradley_terry(jnp.array([2.0]), jnp.array([0.0]), label=jnp.array([0.5]))  # (0.1269 + 2.1269) / 2
+        >>> print(f"{unsure[0]:.4f}")
+        1.1269
     """
     if isinstance(label_smoothing, float) and not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing is {label_smoothing!r}; it must be at least 0 and below 1/2")
@@ -51,7 +60,11 @@ def bradley_terry(
     delta = chosen - rejected
     if margin is not None:
         delta = delta - margin.astype(delta.dtype)
-    likelihood = (1.0 - label_smoothing) * jax.nn.log_sigmoid(delta) + label_smoothing * jax.nn.log_sigmoid(-delta)
+    first, second = 1.0 - label_smoothing, label_smoothing
+    if label is not None:
+        label = label.astype(delta.dtype)
+        first, second = first * label + second * (1.0 - label), second * label + first * (1.0 - label)
+    likelihood = first * jax.nn.log_sigmoid(delta) + second * jax.nn.log_sigmoid(-delta)
     return centring * jnp.square(chosen + rejected) - likelihood
 
 

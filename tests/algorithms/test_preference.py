@@ -175,6 +175,13 @@ def test_pairs_that_do_not_say_where_completions_begin_are_refused(policy, pairs
         algorithm.update(start(algorithm, policy), unmarked)
 
 
+def test_soft_labels_are_refused(policy, pairs, plain):
+    algorithm, _ = plain
+    state = algorithm.init(jax.random.key(0), {"policy": policy})
+    with pytest.raises(ValueError, match="leave out the column 'label', which is for reward models"):
+        algorithm.update(state, pairs.replace(label=jnp.ones(4)))
+
+
 def test_a_loss_without_reference_keeps_none_and_takes_none(policy, reference, odds):
     algorithm, _ = odds
     assert start(algorithm, policy).reference is None

@@ -90,6 +90,17 @@ def test_preferences_have_both_sequences_of_one_length():
     assert batch.margin.dtype == jnp.float32
 
 
+def test_preferences_have_labels_if_one_has_and_indices_if_all_have():
+    pair = Preference(demonstration([1, 2], 1), demonstration([1, 3], 1), 0.0)
+    plain = pad_preferences([pair, pair], 2, PAD)
+    assert plain.label is None and plain.index is None
+    some = pad_preferences([pair._replace(label=0.75, index=4), pair._replace(index=2)], 2, PAD)
+    np.testing.assert_array_equal(some.label, np.array([0.75, 1.0], np.float32))
+    np.testing.assert_array_equal(some.index, [4, 2])
+    assert (some.label.dtype, some.index.dtype) == (jnp.float32, jnp.int32)
+    assert pad_preferences([pair._replace(index=4), pair], 2, PAD).index is None
+
+
 def test_prompts_stand_at_the_right_end_and_keep_their_index():
     batch = pad_prompts([Prompt(np.array([1, 2], np.int32), 7), Prompt(np.array([3], np.int32), 4)], 3, PAD)
     np.testing.assert_array_equal(batch.tokens, [[PAD, 1, 2], [PAD, PAD, 3]])

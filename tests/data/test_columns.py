@@ -33,6 +33,19 @@ def test_kinds_are_told_and_null_is_no_value():
     assert shape_of(row | {"margin": 1.5, "prompt": None}, FORMATS, "line 1").kinds["margin"] == "number"
 
 
+@pytest.mark.parametrize("label", [0.5, 0.75, 1, 1.0])
+def test_a_preference_may_have_a_probability_as_its_label(label):
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    assert shape_of(row | {"label": label}, FORMATS, "line 1").kinds["label"] == "probability"
+    assert "label" not in shape_of(row | {"label": None}, FORMATS, "line 1").kinds
+
+
+@pytest.mark.parametrize("label", [0.25, 1.5, float("nan"), True, "yes"])
+def test_other_labels_of_preferences_are_refused(label):
+    with pytest.raises(ValueError, match=r"in column 'label': write a number from 0\.5 to 1.*swap the two"):
+        shape_of({"chosen": "b", "rejected": "c", "label": label}, FORMATS, "line 1")
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

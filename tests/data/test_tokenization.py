@@ -105,7 +105,12 @@ def test_a_preference_has_one_prompt_and_its_margin(tokenizer):
     assert halves(tokenizer, item.rejected) == ("<s>q", "n</s>")
     assert (item.margin, item.length) == (2.0, 6)
     [plain] = tokenize_preferences(formatted({"prompt": "q", "chosen": "y", "rejected": "n"}), tokenizer, 20).items
-    assert plain.margin == 0.0
+    assert (plain.margin, plain.label, plain.index) == (0.0, None, None)
+
+
+def test_a_preference_keeps_the_probability_of_its_label(tokenizer):
+    rows = formatted({"prompt": "q", "chosen": "yes", "rejected": "n", "label": 0.5})
+    assert tokenize_preferences(rows, tokenizer, 20).items[0].label == 0.5
 
 
 def test_a_prompt_has_no_eos_and_knows_its_row():

@@ -63,6 +63,42 @@ def test_smoothed_labels_pull_confident_pairs_back():
     assert float(gradient(jnp.array([4.0]))[0]) > 0
 
 
+LABEL = np.array([1.0, 0.0, 0.3, 0.75])
+
+
+def test_soft_labels_compose_with_smoothing_and_the_gradient_is_probability_less_label():
+    with jax.enable_x64(True):
+        chosen, rejected, margin, label = map(jnp.asarray, (CHOSEN, REJECTED, MARGIN, LABEL))
+        for smoothing in (0.0, 0.2):
+            target = (1 - smoothing) * LABEL + smoothing * (1 - LABEL)
+            delta = CHOSEN - REJECTED - MARGIN
+
+            def losses(chosen):
+                return bradley_terry(chosen, rejected, margin, smoothing, label=label)  # noqa: B023
+
+            expected = target * np.logaddexp(0, -delta) + (1 - target) * np.logaddexp(0, delta)
+            np.testing.assert_allclose(losses(chosen), expected, rtol=1e-12)
+            gradient = jax.grad(lambda chosen: losses(chosen).sum())(chosen)
+            np.testing.assert_allclose(gradient, 1 / (1 + np.exp(-delta)) - target, rtol=1e-12, atol=1e-15)
+
+
+def test_a_certain_label_is_no_label_to_the_bit():
+    chosen, rejected, margin = (jnp.asarray(values, jnp.float32) for values in (CHOSEN, REJECTED, MARGIN))
+    for smoothing in (0.0, 0.1):
+        with_label, without = (
+            jax.value_and_grad(lambda c: bradley_terry(c, rejected, margin, smoothing, 0.01, label).sum())(chosen)  # noqa: B023
+            for label in (jnp.ones(4), None)
+        )
+        jax.tree.map(np.testing.assert_array_equal, with_label, without)
+
+
+def test_swapped_responses_with_the_complementary_label_have_the_same_loss():
+    chosen, rejected, margin, label = (jnp.asarray(each, jnp.float32) for each in (CHOSEN, REJECTED, MARGIN, LABEL))
+    forward = bradley_terry(chosen, rejected, margin, 0.1, 0.01, label)
+    backward = bradley_terry(rejected, chosen, -margin, 0.1, 0.01, 1.0 - label)
+    np.testing.assert_allclose(backward, forward, rtol=1e-6)
+
+
 def test_extreme_differences_stay_finite():
     chosen = jnp.array([-1e4, 1e4])
     value, gradient = jax.value_and_grad(lambda c: jnp.sum(bradley_terry(c, -c)))(chosen)
