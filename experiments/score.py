@@ -12,35 +12,30 @@ best. Each reward model reads the text through its own tokenizer; of several, ea
 
 import dataclasses
 import math
-import sys
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.data.batches import pad_demonstrations
 from rlhf_jax.data.candidates import JUDGED_FORMATS, Candidates, candidates
-from rlhf_jax.data.formats import Rows, as_chats, load_rows
-from rlhf_jax.data.tokenization import Demonstration, describe_dropped, tokenize_demonstrations
+from rlhf_jax.data.formats import Rows, load_rows
+from rlhf_jax.data.tokenization import describe_dropped
 from rlhf_jax.evaluation.picks import pair_rows, pick_rows
 from rlhf_jax.evaluation.statistics import row
-from rlhf_jax.models.huggingface import load_reward_model
 from rlhf_jax.parallel.meetings import on_first
-from rlhf_jax.rewards.bradley_terry import check_rewards, reward_scorer
 from rlhf_jax.rewards.ensemble import centre, member_offset
-from rlhf_jax.rewards.members import RULES, Rule, check_rule, rule_state
+from rlhf_jax.rewards.members import RULES, Rule, rule_state
 from rlhf_jax.training import run_folder
 from rlhf_jax.training.command_line import run, started
 from rlhf_jax.training.compilation import CompileClock
+from rlhf_jax.training.completion_scores import CompletionScores, load_scorer, read_completions
 from rlhf_jax.training.devices import on_devices
-from rlhf_jax.training.held_out import over_rows
 from rlhf_jax.training.json_lines import write_lines
 from rlhf_jax.training.options import SourceOptions
-from rlhf_jax.training.progress import ProgressReport
+from rlhf_jax.training.reward_models import check_rule
 from rlhf_jax.training.samples import readable
 from rlhf_jax.training.session import check_run, open_run
-from rlhf_jax.training.sources import collate_for, open_source, placement
+from rlhf_jax.training.sources import open_source
 from rlhf_jax.types import Score
 
 
@@ -49,9 +44,10 @@ class Config(SourceOptions):
     """Options of scoring.
 
     Attributes:
-        reward: Hugging Face folders of reward models.
-        rule: what becomes of the scores of several reward models: their mean, their minimum, their mean less a penalty
-            for their variance or standard deviation, or the score of the first alone.
+        reward: Hugging Face folders of reward models, of any kind that experiments/reward_model.py writes.
+        rule: what becomes of the scores of several reward models, or of the members of one that has some: their mean,
+            their minimum, their mean less a penalty for their variance or standard deviation, or the score of the first
+            alone.
         penalty: coefficient of that penalty; None: 0.5 (uncertainty_weighted) or 1 (lower_confidence_bound).
         over_long: what is done with prompt and completion of more than --longest tokens: no score ("drop"), or the
             score of their first tokens and the last one ("cut").
@@ -66,46 +62,28 @@ class Config(SourceOptions):
 PRESETS = {"default": Config()}
 
 
-def cut(item: Demonstration, longest: int) -> Demonstration:
-    """The first tokens and the last one (an EOS token, where reward models read the score)."""
-    if item.length <= longest:
-        return item
-    return Demonstration(*(np.append(values[: longest - 1], values[-1]) for values in item))
-
-
-def member_scores(config: Config, folder: str, flat: Rows) -> np.ndarray:
+def model_scores(config: Config, folder: str, flat: Rows) -> CompletionScores:
     """The scores of one reward model, one a completion; NaN where it cannot read it."""
-    source = open_source(dataclasses.replace(config, model=folder))
-    flat = as_chats(flat) if config.chat else flat
-    longest = sys.maxsize if config.over_long == "cut" else source.longest
-    examples = tokenize_demonstrations(flat, source.tokenizer, longest, vocab_size=source.config.vocab_size)
-    items = [cut(item, source.longest) for item in examples.items]
-    shorter = sum(item.length > source.longest for item in examples.items)
+    options = dataclasses.replace(config, model=folder)
+    source = open_source(options)
+    examples, shorter = read_completions(source, flat, config.chat, cut=config.over_long == "cut")
     print(f"{folder} reads completions: {describe_dropped(examples)}; cut: {shorter}", flush=True)
-    collate = collate_for(pad_demonstrations, source, items)
-    _, params = load_reward_model(folder, config.dtype, config.param_dtype, placement())
-    scorer = jax.jit(reward_scorer(source.config))
-    with ProgressReport("batches", math.ceil(len(items) / config.batch_size)) as progress:
-
-        def score(batch) -> jax.Array:
-            progress.advance()
-            return scorer(params, batch.tokens, batch.mask).mean
-
-        found = over_rows(score, items, collate, config.batch_size)
-    check_rewards(found, f"the reward model {folder}")
-    scores = np.full(len(flat.values), np.nan, np.float32)
-    scores[examples.rows] = found
-    return scores
+    return load_scorer(options, source)(examples, len(flat.values))
 
 
-def combined(config: Config, members: np.ndarray) -> np.ndarray:
-    """One score a completion from those of the members [M, N]; of one member, its own."""
-    read = ~np.isnan(members).any(axis=0)
-    known = jnp.asarray(members[:, read])
-    if len(members) > 1:
+def combined(config: Config, models: list[CompletionScores]) -> np.ndarray:
+    """One score a completion from those of several models, or from what one model says of itself."""
+    means = np.stack([model.mean for model in models])
+    read = ~np.isnan(means).any(axis=0)
+    known = jnp.asarray(means[:, read])
+    if len(models) > 1:
         known = centre(known, member_offset(known))
-    scores = np.full(members.shape[1], np.nan, np.float32)
-    score = Score(mean=known[0], members=known)
+        score = Score(mean=known[0], members=known)
+    else:
+        found = {"members": models[0].members, "epistemic": models[0].epistemic}
+        taken = {name: jnp.asarray(values[..., read]) for name, values in found.items() if values is not None}
+        score = Score(mean=known[0], **taken)
+    scores = np.full(means.shape[1], np.nan, np.float32)
     scores[read] = RULES[config.rule].apply(score, None, rule_state(config.rule, config.penalty))[0]
     return scores
 
@@ -138,14 +116,14 @@ def main(config: Config) -> dict:
         raise ValueError("scoring takes its models from --reward and has no steps: leave out --model and --resume.")
     check_run(dataclasses.replace(config, model=config.reward[0]), "score")
     rule_state(config.rule, config.penalty)
-    check_rule(config.rule, len(config.reward))
+    check_rule(config.rule, config.reward)
     rows = load_rows(config.data, JUDGED_FORMATS, config.columns, config.convert)
     made = candidates(rows)
     column = "score" if rows.format == "prompt_completion" else "scores"
     if column in rows.values[0]:
         raise ValueError(f"{config.data} has a column {column!r}, which is written here: rename it with --columns.")
-    members = np.stack([member_scores(config, folder, made.flat) for folder in config.reward])
-    scores = made.by_row(combined(config, members))
+    models = [model_scores(config, folder, made.flat) for folder in config.reward]
+    scores = made.by_row(combined(config, models))
     table = table_of(rows, made, scores)
     folder = open_run(config, "score")
     plain = [[None if math.isnan(value) else value for value in values.tolist()] for values in scores]

@@ -4,14 +4,11 @@ import dataclasses
 from typing import Any, Literal
 
 from rlhf_jax.losses.kl import KLController, adaptive_kl, fixed_kl
-from rlhf_jax.rewards.members import Rule, check_rule, rule_state
-from rlhf_jax.rewards.named import names_function
+from rlhf_jax.rewards.members import Rule, rule_state
 from rlhf_jax.training.adversarial import AdversarialOptions, check_adversarial, check_not_adversarial
 from rlhf_jax.training.options import TrainingOptions, check_options
+from rlhf_jax.training.reward_models import COMPARING, check_rule, names_function
 from rlhf_jax.training.session import check_run
-
-COMPARING = ("advpo", "par")
-"""Rules that compare a response with reference responses to its prompt; they are for one reward model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +17,12 @@ class PolicyOptions(TrainingOptions, AdversarialOptions):
 
     Attributes:
         reward: Hugging Face folders of reward models with the vocabulary of the policy, or one function, named
-            module:function.
-        rule: what becomes of the scores of several reward models: their mean, their minimum, their mean less a penalty
-            for their variance or standard deviation, or the score of the first alone. For one reward model there are
-            "advpo", its score under the head that is worst for the policy in the confidence ellipsoid of the trained
-            one, and "par", the probability that a response is preferred to reference responses to its prompt.
+            module:function. A folder may be of any kind that experiments/reward_model.py writes.
+        rule: what becomes of the scores of several reward models, or of the members of one that has some: their mean,
+            their minimum, their mean less a penalty for their variance or standard deviation (which one model without
+            members may know by itself, such as a posterior), or the score of the first alone. For one reward model
+            there are "advpo", its score under the head that is worst for the policy in the confidence ellipsoid of the
+            trained one, and "par", the probability that a response is preferred to reference responses to its prompt.
         penalty: coefficient of that penalty; None: 0.5 (uncertainty_weighted) or 1 (lower_confidence_bound).
         reference_samples: responses of the initial policy whose mean score each reward model counts from.
         reference_responses: for advpo and par, responses of the initial policy that are drawn for each prompt to
@@ -148,7 +146,7 @@ def check_rewards_named(options: PolicyOptions) -> None:
         raise ValueError(f"--rule {rule} is for one reward model, and --reward names {len(options.reward)}: give one.")
     if not comparing:
         rule_state(rule, options.penalty)
-        check_rule(rule, len(options.reward))
+        check_rule(rule, options.reward)
 
 
 def kl_of(options: PolicyOptions) -> KLController:

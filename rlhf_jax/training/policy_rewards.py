@@ -11,14 +11,14 @@ from rlhf_jax.data.batches import pad_demonstrations
 from rlhf_jax.data.tokenization import Demonstration, Preference
 from rlhf_jax.parallel.meetings import over_processes
 from rlhf_jax.rewards.members import RULES, Member, centred, members_scorer, rule_state
-from rlhf_jax.rewards.named import read_reward
 from rlhf_jax.rewards.par import par
 from rlhf_jax.rewards.python_reward import RewardFunction
 from rlhf_jax.sampling.batches import generate_batches
 from rlhf_jax.training.adversarial import adversarial_rule, read_pairs
-from rlhf_jax.training.policy_options import COMPARING, PolicyOptions
+from rlhf_jax.training.policy_options import PolicyOptions
 from rlhf_jax.training.policy_run import Task
 from rlhf_jax.training.references import Draw, copies, reference_answers, reference_table
+from rlhf_jax.training.reward_models import COMPARING, read_reward
 from rlhf_jax.training.sources import collate_for, placement
 from rlhf_jax.types import Params, Score, Transform
 
@@ -55,9 +55,8 @@ def read_material(options: PolicyOptions, task: Task) -> Material:
         ValueError: see `read_reward`, `read_pairs` and `reference_answers`.
     """
     source, comparing = task.source, options.rule in COMPARING
-    rule = "single" if comparing else options.rule
     shape = (source.config, source.tokenizer, task.longest, placement())
-    reward = read_reward(options.reward, rule, options.penalty, *shape)
+    reward = read_reward(options.reward, options.rule, options.penalty, *shape)
     pairs, answers = [], {}
     if options.rule == "advpo":
         longest = min(source.longest, reward[0].config.context_length)
@@ -91,7 +90,7 @@ def make_reward(
         return generate_batches(source.config, policy, items, prompts, size, key, task.sampling)
 
     params = centred(members, list(draw(items[: options.reference_samples])))
-    scorer = members_scorer([member.config for member in members])
+    scorer = members_scorer(members)
     if options.rule not in COMPARING:
         return ModelReward(scorer, params, RULES[options.rule], rule_state(options.rule, options.penalty))
     each = options.reference_responses or 1

@@ -57,7 +57,7 @@ def test_reward_models_count_from_their_mean_on_reference_samples(config, algori
     members = [Member(config, init_reward_model(config, jax.random.key(seed))) for seed in (5, 6)]
     _, taken = jax.jit(algorithm.rollout)(state, batch.prompts)
     params = centred(members, [(list(range(len(ROWS))), taken), ([0] * len(ROWS), taken)])  # filled up with row 0
-    rewarded = model_reward(algorithm, members_scorer([config, config]), params, RULES["worst_case"], ())
+    rewarded = model_reward(algorithm, members_scorer(members), params, RULES["worst_case"], ())
     scores = np.stack(
         [reward_scorer(config)(member.params, taken.sequences.tokens, taken.sequences.mask).mean for member in members]
     )
@@ -72,7 +72,7 @@ def test_references_are_looked_up_by_the_index_of_a_prompt_and_averages_go_on(co
     state = algorithm.init(jax.random.key(3), {"policy": jax.tree.map(jnp.copy, policy)})
     members = [Member(config, init_reward_model(config, jax.random.key(5)))]
     _, taken = jax.jit(algorithm.rollout)(state, batch.prompts)
-    params, scorer, rule = centred(members, [(list(range(len(ROWS))), taken)]), members_scorer([config]), advpo(ema=0.9)
+    params, scorer, rule = centred(members, [(list(range(len(ROWS))), taken)]), members_scorer(members), advpo(ema=0.9)
     rows = jax.random.normal(jax.random.key(6), (20, config.width))
     table = Score(mean=jnp.zeros(20), features=rows)
     elsewhere = batch.prompts.replace(index=batch.prompts.index[::-1] + 12)

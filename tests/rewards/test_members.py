@@ -1,8 +1,6 @@
-"""Reward models of different shapes as one scorer, and what is refused before they are read."""
+"""Reward models of different shapes and kinds as one scorer."""
 
 import dataclasses
-import math
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +9,18 @@ import pytest
 
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.heads import init_reward_model
-from rlhf_jax.rewards import members as members_module
-from rlhf_jax.rewards import named
 from rlhf_jax.rewards.bradley_terry import reward_scorer
+from rlhf_jax.rewards.linear_ensemble import LinearEnsembleParams, init_heads, linear_ensemble_scorer
 from rlhf_jax.rewards.members import (
     PENALISED,
     RULES,
     Member,
     MemberParams,
-    check_member,
-    check_rule,
+    centred,
     members_scorer,
     rule_state,
 )
-from rlhf_jax.rewards.named import read_reward
+from rlhf_jax.types import Prompts, Rollout
 
 SMALL = ModelConfig(
     vocab_size=12, width=8, layers=1, heads=2, key_value_heads=1, feed_forward_width=12, context_length=16
@@ -37,7 +33,8 @@ def test_members_of_different_shapes_are_scored_side_by_side():
     tokens = jax.random.randint(jax.random.key(5), (3, 6), 0, 12, jnp.int32)
     mask = jnp.arange(6)[None] >= jnp.array([0, 2, 3])[:, None]
     offset = jnp.array([0.5, -0.25])
-    score = members_scorer([SMALL, WIDE])(MemberParams(trees=trees, offset=offset), tokens, mask)
+    members = [Member(config, tree) for config, tree in zip((SMALL, WIDE), trees, strict=True)]
+    score = members_scorer(members)(MemberParams(trees=trees, offset=offset), tokens, mask)
     for row, (config, tree) in enumerate(zip((SMALL, WIDE), trees, strict=True)):
         alone = reward_scorer(config)(tree, tokens, mask).mean
         np.testing.assert_allclose(score.members[row], alone - offset[row], rtol=1e-6)
@@ -56,47 +53,26 @@ def test_a_coefficient_belongs_to_a_penalty():
     assert {rule: float(rule_state(rule, 0.3)) for rule in PENALISED} == pytest.approx(dict.fromkeys(PENALISED, 0.3))
     with pytest.raises(ValueError, match="the rule mean has no coefficient"):
         rule_state("mean", 0.3)
-    with pytest.raises(ValueError, match="needs at least 2 reward models, not 1"):
-        check_rule("uncertainty_weighted", 1)
-    check_rule("worst_case", 1)
 
 
-def tokenizer(vocabulary):
-    return SimpleNamespace(get_vocab=lambda: {token: id for id, token in enumerate(vocabulary)})
-
-
-@pytest.mark.parametrize(
-    ("known", "config", "sentence"),
-    [
-        ("abd", SMALL, "another vocabulary than the policy .1 tokens differ: 'c' is 2 for the policy and no id for"),
-        ("acb", SMALL, "2 tokens differ: 'b' is 1 for the policy and 2 for the reward model"),
-        ("abc", dataclasses.replace(SMALL, vocab_size=11), "knows 11 tokens and the policy 12"),
-        ("abc", dataclasses.replace(SMALL, context_length=9), "reads at most 9 tokens, fewer than the 10"),
-    ],
-)
-def test_a_reward_model_must_be_able_to_read_the_policy(monkeypatch, known, config, sentence):
-    monkeypatch.setattr(members_module, "load_config", lambda folder: config)
-    monkeypatch.setattr(members_module, "load_tokenizer", lambda folder: tokenizer(known))
-    with pytest.raises(ValueError, match=sentence):
-        check_member("FOLDER", SMALL, tokenizer("abc"), 10)
-    monkeypatch.setattr(members_module, "load_config", lambda folder: SMALL)
-    monkeypatch.setattr(members_module, "load_tokenizer", lambda folder: tokenizer("abc<"))
-    check_member("FOLDER", SMALL, tokenizer("abc"), 10)
-
-
-def test_a_reward_is_a_function_or_folders(monkeypatch):
-    rest = ("mean", None, SMALL, tokenizer("abc"), 10)
-    assert read_reward(["math:hypot"], *rest) is math.hypot
-    monkeypatch.setattr(named, "load_members", lambda folders, *_: [Member(SMALL, folder) for folder in folders])
-    assert [member.params for member in read_reward(["one", "two"], *rest)] == ["one", "two"]
-    with pytest.raises(ValueError, match="there is no folder nowhere"):
-        check_member("nowhere", SMALL, tokenizer("abc"), 10)
-
-
-def test_reward_models_compute_as_the_policy_does(monkeypatch):
-    loaded = lambda folder, dtype, param_dtype, placement: (SMALL, {})  # noqa: E731
-    monkeypatch.setattr(members_module, "check_member", lambda *given: None)
-    monkeypatch.setattr(members_module, "load_reward_model", loaded)
-    policy = dataclasses.replace(SMALL, width=2 * SMALL.width, attention="ring", attention_block=3)
-    (member,) = members_module.load_members(["a"], policy, None, 10)
-    assert member.config == dataclasses.replace(SMALL, attention="ring", attention_block=3)
+def test_one_model_of_any_kind_is_centred_member_by_member():
+    trunk = init_reward_model(SMALL, jax.random.key(0))["trunk"]
+    heads = init_heads(SMALL, jax.random.key(1), 3)
+    params = LinearEnsembleParams(trunk=trunk, heads=heads, offset=jnp.array([5.0, -1.0, 0.0]))
+    member = Member(SMALL, params, linear_ensemble_scorer(SMALL))
+    tokens = jax.random.randint(jax.random.key(5), (4, 6), 0, 12, jnp.int32)
+    prompts = Prompts(tokens=tokens[:, :2], mask=jnp.ones((4, 2), bool), index=jnp.arange(4, dtype=jnp.int32))
+    zeros = jnp.zeros((4, 4))
+    taken = Rollout(
+        prompts=prompts,
+        tokens=tokens[:, 2:],
+        mask=jnp.ones((4, 4), bool),
+        logprob=zeros,
+        sampling_logprob=zeros,
+        finished=jnp.ones(4, bool),
+    )
+    found = centred([member], [(list(range(4)), taken)])
+    score = members_scorer([member])(found, tokens, jnp.ones((4, 6), bool))
+    np.testing.assert_allclose(score.members.mean(axis=1), np.zeros(3), atol=1e-6)
+    np.testing.assert_allclose(score.mean, score.members.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(score.epistemic, np.std(score.members, axis=0), rtol=1e-5)

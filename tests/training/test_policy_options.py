@@ -18,7 +18,7 @@ def test_the_coefficient_stays_or_follows_a_target():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"rule": "uncertainty_weighted"}, "needs at least 2 reward models, not 1"),
+        ({"rule": "uncertainty_weighted"}, "needs at least 2 reward models, or one of a kind among"),
         ({"rule": "worst_case", "penalty": 0.5}, "the rule worst_case has no coefficient"),
         ({"rule": "advpo", "reward": ("module:f",)}, "--rule advpo and --penalty are for reward models"),
         ({"penalty": 0.5, "reward": ("module:f",)}, "--reward module:f is a function: leave them out"),

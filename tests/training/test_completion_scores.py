@@ -1,0 +1,36 @@
+"""Scores that are put together from those of several models, and folders that have none to give."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from rlhf_jax.training.completion_scores import CompletionScores, as_ensemble, check_head
+
+
+def test_an_ensemble_does_not_depend_on_what_members_add():
+    generator = np.random.default_rng(0)
+    raw = generator.normal(size=(3, 6)).astype(np.float32)
+    raw[1, 2] = np.nan
+    found, moved = (
+        as_ensemble([CompletionScores(one) for one in raw + add]) for add in (0.0, np.float32([[1], [5], [-9]]))
+    )
+    read = np.array([0, 1, 3, 4, 5])
+    centred = raw[:, read] - raw[:, read].mean(axis=1, keepdims=True)
+    for one in (found, moved):
+        np.testing.assert_allclose(one.mean[read], centred.mean(axis=0), atol=1e-5)
+        np.testing.assert_allclose(one.epistemic[read], centred.std(axis=0), atol=1e-5)
+        np.testing.assert_allclose(one.members[:, read], centred, atol=1e-5)
+        assert np.isnan(one.mean[2]) and np.isnan(one.members[:, 2]).all()
+
+
+def test_a_folder_without_a_head_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    save_file({"model.norm.weight": np.ones(4, np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"has no reward head .*its scores would be random"):
+        check_head(str(tmp_path))
+    save_file({"score.weight": np.ones((1, 4), np.float32)}, tmp_path / "model.safetensors")
+    check_head(str(tmp_path))
+    with pytest.raises(ValueError, match="there is no folder"):
+        check_head(str(tmp_path / "nowhere"))

@@ -1,0 +1,77 @@
+"""Reward models named on a command line: what is refused before they are read, and how they compute."""
+
+import dataclasses
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.rewards.members import Member
+from rlhf_jax.training import reward_models
+from rlhf_jax.training.reward_folders import JSON_FILE, RewardFolder
+from rlhf_jax.training.reward_models import check_member, check_rule, load_members, read_reward
+
+SMALL = ModelConfig(
+    vocab_size=12, width=8, layers=1, heads=2, key_value_heads=1, feed_forward_width=12, context_length=16
+)
+
+
+def test_a_rule_must_be_one_that_the_models_can_serve(tmp_path):
+    for rule in ("uncertainty_weighted", "lower_confidence_bound", "worst_case"):
+        with pytest.raises(ValueError, match=f"the rule {rule} needs at least 2 reward models.*of kind bradley_terry"):
+            check_rule(rule, ["nowhere"])
+        check_rule(rule, ["one", "two"])
+    for rule in ("mean", "single"):
+        check_rule(rule, ["nowhere"])
+    made_with = {"weights": "", "template": None, "tokenizer": None}
+    description = {"kind": "posterior", "options": {}, "made_with": made_with, "tensors": ""}
+    (tmp_path / JSON_FILE).write_text(json.dumps(description))
+    check_rule("lower_confidence_bound", [str(tmp_path)])
+    with pytest.raises(ValueError, match=r"the rule worst_case needs at least 2.*of kind posterior"):
+        check_rule("worst_case", [str(tmp_path)])
+
+
+def tokenizer(vocabulary):
+    return SimpleNamespace(get_vocab=lambda: {token: id for id, token in enumerate(vocabulary)})
+
+
+@pytest.mark.parametrize(
+    ("known", "config", "sentence"),
+    [
+        ("abd", SMALL, "another vocabulary than the policy .1 tokens differ: 'c' is 2 for the policy and no id for"),
+        ("acb", SMALL, "2 tokens differ: 'b' is 1 for the policy and 2 for the reward model"),
+        ("abc", dataclasses.replace(SMALL, vocab_size=11), "knows 11 tokens and the policy 12"),
+        ("abc", dataclasses.replace(SMALL, context_length=9), "reads at most 9 tokens, fewer than the 10"),
+    ],
+)
+def test_a_reward_model_must_be_able_to_read_the_policy(monkeypatch, known, config, sentence):
+    monkeypatch.setattr(reward_models, "load_config", lambda folder: config)
+    monkeypatch.setattr(reward_models, "load_tokenizer", lambda folder: tokenizer(known))
+    with pytest.raises(ValueError, match=sentence):
+        check_member("FOLDER", SMALL, tokenizer("abc"), 10)
+    monkeypatch.setattr(reward_models, "load_config", lambda folder: SMALL)
+    monkeypatch.setattr(reward_models, "load_tokenizer", lambda folder: tokenizer("abc<"))
+    check_member("FOLDER", SMALL, tokenizer("abc"), 10)
+
+
+def test_a_reward_is_a_function_or_folders(monkeypatch):
+    rest = ("mean", None, SMALL, tokenizer("abc"), 10)
+    assert read_reward(["math:hypot"], *rest) is math.hypot
+    monkeypatch.setattr(
+        reward_models, "load_members", lambda folders, *_, **__: [Member(SMALL, folder) for folder in folders]
+    )
+    assert [member.params for member in read_reward(["one", "two"], *rest)] == ["one", "two"]
+    with pytest.raises(ValueError, match="there is no folder nowhere"):
+        check_member("nowhere", SMALL, tokenizer("abc"), 10)
+
+
+def test_reward_models_compute_as_the_policy_does(monkeypatch):
+    loaded = lambda folder, *_: RewardFolder("bradley_terry", SMALL, None, {})  # noqa: E731
+    monkeypatch.setattr(reward_models, "check_member", lambda *given: None)
+    monkeypatch.setattr(reward_models, "load_reward_folder", loaded)
+    monkeypatch.setattr(reward_models, "scorer_in", lambda folder, config: config)
+    policy = dataclasses.replace(SMALL, width=2 * SMALL.width, attention="ring", attention_block=3)
+    (member,) = load_members(["a"], policy, None, 10)
+    assert member.config == member.scorer == dataclasses.replace(SMALL, attention="ring", attention_block=3)
