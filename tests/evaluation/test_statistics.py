@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rlhf_jax.evaluation.statistics import bootstrap, mean_interval, paired_difference, pearson, row, spearman
+from rlhf_jax.evaluation.statistics import (
+    bootstrap,
+    bootstrap_rows,
+    mean_interval,
+    paired_difference,
+    pearson,
+    row,
+    spearman,
+)
 
 
 def test_mean_interval_worked_by_hand():
@@ -139,3 +147,27 @@ def test_a_row_is_plain_json_with_its_interval():
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["ci95"] == [pytest.approx(-0.484138, abs=1e-6), pytest.approx(4.484138, abs=1e-6)]
     assert json.dumps(row("x", "1", np.array([1.0])), allow_nan=False)
+
+
+def test_rows_of_several_statistics_come_from_the_same_draws():
+    data = np.random.default_rng(0).normal(size=12)
+    rows = bootstrap_rows(["mean", "twice"], "m", lambda a: (a.mean(), 2 * a.mean()), data, draws=100)
+    assert [row["name"] for row in rows] == ["mean", "twice"]
+    assert {row["unit"] for row in rows} == {"m"} and {row["n"] for row in rows} == {12}
+    np.testing.assert_allclose(np.multiply(2, rows[0]["ci95"]), rows[1]["ci95"])
+
+
+def test_groups_are_drawn_whole():
+    """Each row three times, in any order, says no more than each row once."""
+    data = np.random.default_rng(0).normal(size=12)
+    order = np.random.default_rng(1).permutation(36)
+    once = bootstrap_rows(["mean"], "", np.mean, data, draws=100)[0]
+    thrice = bootstrap_rows(
+        ["mean"], "", np.mean, np.tile(data, 3)[order], groups=np.tile(np.arange(12), 3)[order], draws=100
+    )[0]
+    assert thrice["n"] == 12
+    np.testing.assert_allclose([thrice["mean"], *thrice["ci95"]], [once["mean"], *once["ci95"]])
+    unequal = bootstrap_rows(["mean"], "", np.mean, np.array([1.0, 1.0, 4.0]), groups=["a", "a", "b"], draws=200)[0]
+    assert unequal["mean"] == 2.0 and unequal["ci95"] == [1.0, 4.0]
+    with pytest.raises(ValueError, match="3 rows and 2 groups"):
+        bootstrap_rows(["mean"], "", np.mean, np.ones(3), groups=["a", "b"])
