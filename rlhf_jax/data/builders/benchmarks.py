@@ -81,19 +81,19 @@ _SECTIONS = {
     ),
     "reasoning": ("math-prm", "hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"),
 }
-_SECTION_OF = {subset: section for section, subsets in _SECTIONS.items() for subset in subsets}
+REWARD_BENCH_SECTION_OF = {subset: section for section, subsets in _SECTIONS.items() for subset in subsets}
 
 
 def _reward_bench(record: Record) -> Iterator[dict]:
     fields = record.fields
-    if fields["subset"] not in _SECTION_OF:
+    if fields["subset"] not in REWARD_BENCH_SECTION_OF:
         raise ValueError(f"there is no subset {fields['subset']!r}")
     yield {
         "prompt": fields["prompt"],
         "chosen": fields["chosen"],
         "rejected": fields["rejected"],
         "subset": fields["subset"],
-        "category": _SECTION_OF[fields["subset"]],
+        "category": REWARD_BENCH_SECTION_OF[fields["subset"]],
         "chosen_generator": fields["chosen_model"],
         "rejected_generator": fields["rejected_model"],
         "id": str(fields["id"]),

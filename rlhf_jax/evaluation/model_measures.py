@@ -1,0 +1,234 @@
+"""What is measured of a reward model on judged rows: accuracy, calibration, uncertainty, length, best-of-n.
+
+Models are compared on the same rows, those whose completions all of them read. Intervals resample prompts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from rlhf_jax.evaluation.calibration import Reliability, reliability
+from rlhf_jax.evaluation.judging import Rows, best_right, chance, pair_right, slice_rows
+from rlhf_jax.evaluation.length import pair_length_rows, response_length_rows
+from rlhf_jax.evaluation.mismatch import mismatch_report
+from rlhf_jax.evaluation.official_scores import official_rows
+from rlhf_jax.evaluation.picks import pick_rows
+from rlhf_jax.evaluation.ppe import best_of_k
+from rlhf_jax.evaluation.sheets import TRIVIAL, Scores, Sheet, uncertainties
+from rlhf_jax.evaluation.statistics import bootstrap_rows
+from rlhf_jax.evaluation.uncertainty import (
+    CoverageCurve,
+    accuracy_coverage,
+    error_rows,
+    gap_rows,
+    moderated_margin,
+    shift_rows,
+)
+
+# Slices with fewer rows are left out of the summary: their intervals say nothing.
+LEAST = 10
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured of one model on one sheet.
+
+    Attributes:
+        rows: rows of the summary.
+        slices: by division, the accuracy of each slice as a row, whose name is the slice alone.
+        reliability: the calibration of its margins; None where there are no pairs.
+        coverage: by uncertainty, accuracy against the share of pairs kept.
+        best_of_n: gold of the best of n by score: columns n, mean, low, high, [n, 4]; None where nothing is graded.
+    """
+
+    rows: Rows
+    slices: Mapping[str, Rows]
+    reliability: Reliability | None
+    coverage: Mapping[str, CoverageCurve]
+    best_of_n: Float[np.ndarray, "n 4"] | None
+
+
+def measure(asked: Sheet, scores: Scores) -> Measured:
+    """Everything that is measured of one model on one file; see `Measured`."""
+    margin = scores.mean[asked.better] - scores.mean[asked.worse]
+    rows, slices, curves, bins = [], {}, {}, None
+    if margin.size:
+        right = pair_right(margin, np.zeros_like(margin))
+        rows += _accuracy_rows(asked, margin, right)
+        slices = _slices(asked, right)
+        rows += [row | {"name": f"accuracy, {name} = {row['name']}"} for name, part in slices.items() for row in part]
+        bins = reliability(margin)
+        rows += _calibration_rows(asked, margin, "")
+        for name, values in uncertainties(asked, scores).items():
+            rows += _named(name, error_rows(right, values, asked.groups))
+            curves[name] = accuracy_coverage(right, values)
+            if name != TRIVIAL:
+                rows += _calibration_rows(asked, moderated_margin(margin, values), f", margins moderated by {name}")
+    rows += _several_rows(asked, scores)
+    rows += official_rows(asked, scores.mean)
+    rows += _length_rows(asked, scores.mean, margin)
+    return Measured(rows, slices, bins, curves, _best_of_n(asked, scores.mean))
+
+
+def baselines(asked: Sheet) -> Rows:
+    """What needs no model: the longer completion, and chance."""
+    rows = []
+    if asked.better.size:
+        right = pair_right(asked.lengths[asked.better], asked.lengths[asked.worse])
+        rows += bootstrap_rows(["accuracy of the longer completion"], "", np.mean, right, groups=asked.groups)
+    if asked.several:
+        kept = _decided(asked)
+        gold = [asked.by_row(asked.gold)[i] for i in kept]
+        longest = best_right([asked.by_row(asked.lengths)[i] for i in kept], gold)
+        rows += bootstrap_rows(["best found by the longest completion"], "", np.mean, longest)
+        rows += bootstrap_rows(["best found by chance"], "", np.mean, chance(gold))
+    return rows
+
+
+def compare_rows(asked: Sheet, first: Scores, other: Scores) -> Rows:
+    """Accuracy of one model less that of another on the same pairs."""
+    if not asked.better.size:
+        return []
+    rights = [pair_right(one.mean[asked.better], one.mean[asked.worse]) for one in (first, other)]
+    return bootstrap_rows(["accuracy gained"], "", np.mean, rights[0] - rights[1], groups=asked.groups)
+
+
+def new_data_rows(inside: tuple[Sheet, Scores], outside: tuple[Sheet, Scores]) -> Rows:
+    """Whether uncertainty is larger on data unlike those the model was taught: of completions; −|margin| of pairs."""
+    rows = []
+    for name in ("epistemic", "aleatoric"):
+        sides = [getattr(scores, name) for _, scores in (inside, outside)]
+        if all(side is not None for side in sides):
+            rows += _named(name, shift_rows(*sides))
+    if inside[0].better.size and outside[0].better.size:
+        rows += _named(TRIVIAL, shift_rows(*(uncertainties(*side)[TRIVIAL] for side in (inside, outside))))
+    return rows
+
+
+def mismatch_rows(measured: Mapping[str, Sequence[Measured]]) -> Rows:
+    """Over reward models: does accuracy or calibration on a file go with gold of best-of-n on a graded one?
+
+    Args:
+        measured: by file, one `Measured` a model, the same models in the same order.
+
+    Returns:
+        Rows of `mismatch_report`; none for fewer than three models or without a graded file.
+    """
+
+    def column(several: Sequence[Measured], name: str) -> np.ndarray | None:
+        found = [[row["mean"] for row in one.rows if row["name"] == name] for one in several]
+        return np.array([values[0] for values in found]) if all(found) else None
+
+    wanted = {"accuracy": "accuracy", "ECE": "ECE"}
+    models = {
+        f"{name} on {file}": values
+        for file, several in measured.items()
+        for name, row in wanted.items()
+        if (values := column(several, row)) is not None
+    }
+    gold = {
+        f"gold of best of n on {file}": np.array([one.best_of_n[-1, 1] for one in several])
+        for file, several in measured.items()
+        if all(one.best_of_n is not None for one in several)
+    }
+    if not models or not gold or len(next(iter(gold.values()))) < 3:
+        return []
+    return mismatch_report(models, {}, gold)
+
+
+def _named(prefix: str, rows: Rows) -> Rows:
+    return [row | {"name": f"{prefix}: {row['name']}"} for row in rows]
+
+
+def _accuracy_rows(asked: Sheet, margin: np.ndarray, right: np.ndarray) -> Rows:
+    strict = pair_right(margin, np.zeros_like(margin), "strict")
+    longer = pair_right(asked.lengths[asked.better], asked.lengths[asked.worse])
+
+    def statistic(right: np.ndarray, strict: np.ndarray, longer: np.ndarray) -> list[float]:
+        return [right.mean(), strict.mean(), (right - longer).mean()]
+
+    names = ["accuracy", "accuracy, ties wrong", "accuracy over the longer completion"]
+    return bootstrap_rows(names, "", statistic, right, strict, longer, groups=asked.groups)
+
+
+def _calibration_rows(asked: Sheet, margin: np.ndarray, suffix: str) -> Rows:
+    def statistic(margin: np.ndarray) -> list[float]:
+        bins = reliability(margin)
+        return [bins.expected_error, bins.average_error, bins.largest_error]
+
+    names = [f"{name}{suffix}" for name in ("ECE", "ACE", "MCE")]
+    return bootstrap_rows(names, "", statistic, margin, groups=asked.groups)
+
+
+def _slices(asked: Sheet, right: np.ndarray) -> dict[str, Rows]:
+    """Accuracy of every slice of enough rows, by division; a division of one slice says nothing new."""
+    found = {}
+    for name in dict.fromkeys(name for row in asked.rows for name in row.slices):
+        labels = np.array([asked.rows[i].slices.get(name, "") for i in asked.prompt])
+        prompts = {label: np.unique(asked.prompt[labels == label]).size for label in np.unique(labels)}
+        kept = np.isin(labels, [label for label, count in prompts.items() if count >= LEAST and label])
+        if kept.any() and np.unique(labels[kept]).size > 1:
+            groups = None if asked.groups is None else asked.prompt[kept]
+            rows = slice_rows(right[kept], labels[kept], groups, "")
+            found[name] = [row | {"name": row["name"].removeprefix(": ")} for row in rows]
+    return found
+
+
+def _decided(asked: Sheet) -> list[int]:
+    """Rows with a completion that is worse than another."""
+    return [i for i, gold in enumerate(asked.by_row(asked.gold)) if gold.min() < gold.max()]
+
+
+def _graded(asked: Sheet) -> bool:
+    """Whether gold says more than which completions are right."""
+    return asked.several and bool(np.unique(asked.gold).size > 2)
+
+
+def _several_rows(asked: Sheet, scores: Scores) -> Rows:
+    """Of rows with several completions: is the best one found, and what is the gold of the pick."""
+    if not asked.several:
+        return []
+    kept = _decided(asked)
+    ours, gold = ([asked.by_row(values)[i] for i in kept] for values in (scores.mean, asked.gold))
+    rows = []
+    for name, ties in (("best found", "share"), ("best found, ties wrong", "strict")):
+        rows += bootstrap_rows([name], "", np.mean, best_right(ours, gold, ties))
+    rows += pick_rows(*(asked.by_row(values) for values in (scores.mean, asked.lengths, asked.gold)))
+    if _graded(asked):
+        error = _standard(scores.mean) - _standard(asked.gold)
+        prompt = np.repeat(np.arange(len(asked.rows)), np.diff(asked.starts))
+        for name in ("epistemic", "aleatoric"):
+            if getattr(scores, name) is not None:
+                rows += _named(name, gap_rows(error, getattr(scores, name).astype(np.float64), prompt))
+    return rows
+
+
+def _standard(values: np.ndarray) -> np.ndarray:
+    spread = values.std()
+    return (values - values.mean()) / (spread if spread > 0 else 1.0)
+
+
+def _length_rows(asked: Sheet, mean: np.ndarray, margin: np.ndarray) -> Rows:
+    rows = []
+    if margin.size:
+        rows += pair_length_rows(margin, asked.lengths[asked.better], asked.lengths[asked.worse], asked.groups)
+    if asked.several:
+        rows += response_length_rows(asked.by_row(mean), asked.by_row(asked.lengths))
+    return _named("length", rows)
+
+
+def _best_of_n(asked: Sheet, mean: np.ndarray) -> np.ndarray | None:
+    """Gold of the best of n, n = 1 … the fewest completions of a row, each by exact expectation over subsets."""
+    counts = np.diff(asked.starts)
+    if counts.min() < 3:
+        return None
+    most, curves = int(counts.min()), np.empty((len(asked.rows), int(counts.min())))
+    ours, gold = asked.by_row(mean), asked.by_row(asked.gold)
+    for count in np.unique(counts):
+        inside = np.flatnonzero(counts == count)
+        found = best_of_k(np.stack([ours[i] for i in inside]), np.stack([gold[i] for i in inside]))
+        curves[inside] = found[:, :most]
+    rows = bootstrap_rows([str(n) for n in range(1, most + 1)], "", lambda part: part.mean(axis=0), curves)
+    return np.array([[float(row["name"]), row["mean"], *row["ci95"]] for row in rows])

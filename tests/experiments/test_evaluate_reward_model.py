@@ -1,0 +1,154 @@
+"""Reward models evaluated side by side on files of several formats, by the script."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.evaluation import statistics
+from rlhf_jax.models.huggingface import load_reward_model, load_tokenizer
+from rlhf_jax.rewards.linear_ensemble import LinearEnsembleParams
+from rlhf_jax.training import held_out
+from rlhf_jax.training.json_lines import read_lines
+from rlhf_jax.training.reward_folders import save_reward_folder
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    bootstrap = statistics.bootstrap
+
+    def few(*arguments, n, **options):
+        return bootstrap(*arguments, n=min(n, 10), **options)
+
+    monkeypatch.setattr(statistics, "bootstrap", few)
+    monkeypatch.setattr(held_out, "bootstrap", few)
+
+
+WORDS = ["sat", "ran off", "is red", "was mad"]
+
+
+@pytest.fixture
+def files(tmp_path):
+    """LLMBar rows, one of them too long; graded choices; and pairs."""
+    llmbar = [
+        {"input": f"cat {i}", "output_1": WORDS[i % 4], "output_2": WORDS[(i + 1) % 4], "label": 1 + i % 2}
+        | {"subset": "ab"[i // 12], "secret": i}
+        for i in range(24)
+    ]
+    llmbar.append(llmbar[0] | {"output_1": "x" * 80})
+    graded = [{"prompt": f"cat {i}", "completions": [f" {w}" for w in WORDS], "gold": [i, 2.5, 1, 0]} for i in range(6)]
+    pairs = [{"prompt": f"dog {i}", "chosen": " sat", "rejected": " ran"} for i in range(4)]
+    made = {}
+    for name, rows in (("llmbar", llmbar), ("graded", graded), ("pairs", pairs)):
+        made[name] = tmp_path / f"{name}.jsonl"
+        made[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return made
+
+
+@pytest.fixture
+def uncertain(rewards, tmp_path):
+    """A linear ensemble on the trunk of the first reward model; its members are other heads."""
+    config, params = load_reward_model(rewards[0])
+    kernel = jax.random.normal(jax.random.key(5), (3, config.width), jnp.float32)
+    made = LinearEnsembleParams(
+        trunk=params["trunk"], heads={"kernel": kernel, "bias": jnp.zeros(3)}, offset=jnp.zeros(3)
+    )
+    return str(save_reward_folder(tmp_path / "uncertain", config, made, load_tokenizer(rewards[0])))
+
+
+def means(summary):
+    return {row["name"]: row["mean"] for row in summary["rows"]}
+
+
+def test_models_side_by_side_and_together(script, rewards, uncertain, files, tmp_path):
+    config = script.Config(
+        model=(*rewards, uncertain),
+        data=(files["llmbar"], files["graded"]),
+        out_of_distribution=(files["pairs"],),
+        ensemble=True,
+        out=tmp_path / "run",
+        batch_size=8,
+    )
+    summary = script.main(config)
+    found, lines = means(summary), read_lines(config.out / "scores.jsonl")
+    models = script.names(config.model)
+    assert len(lines) == 25 + 6 + 4 and found["llmbar: rows that all models read"] == pytest.approx(24 / 25)
+    # Every number again, from the scores that were written.
+    kept = [line for line in lines if line["file"] == "llmbar"][:24]
+    for model in (*models, "ensemble"):
+        scores = np.array([line["scores"][model] for line in kept])
+        gold = np.array([line["gold"] for line in kept])
+        right = ((scores[:, 0] > scores[:, 1]) == (gold[:, 0] > gold[:, 1])).mean()
+        assert found[f"llmbar, {model}: accuracy"] == pytest.approx(right)
+    gained = found[f"llmbar, {models[1]}: accuracy"] - found[f"llmbar, {models[0]}: accuracy"]
+    assert found[f"llmbar, {models[1]} less {models[0]}: accuracy gained"] == pytest.approx(gained)
+    last = lines[24]
+    assert last["scores"][models[0]][0] is None and last["scores"][models[0]][1] is not None
+    assert lines[5]["extra"] == {"secret": 5} and lines[5]["slices"] == {"subset": "a"}
+    assert "cat 5" not in (config.out / "scores.jsonl").read_text()
+    # The ensemble is the average of the centred members; the uncertain folder has an uncertainty of its own.
+    several = [np.array([line["scores"][model] for line in lines if line["file"] == "graded"]) for model in models]
+    together = np.array([line["scores"]["ensemble"] for line in lines if line["file"] == "graded"])
+    np.testing.assert_allclose(together, np.mean([one - one.mean() for one in several], axis=0), atol=1e-4)
+    assert set(lines[0]["epistemic"]) == {models[2], "ensemble"}
+    assert f"llmbar, {models[2]}: epistemic: AUROC of errors" in found
+    assert f"llmbar, {models[0]}: epistemic: AUROC of errors" not in found
+    assert "llmbar against pairs, ensemble: epistemic: AUROC out of distribution" in found
+    assert f"llmbar against pairs, {models[0]}: -|margin|: AUROC out of distribution" in found
+    gold = [row for row in found if row.startswith("Spearman, reward model accuracy on llmbar ~")]
+    assert len(gold) == 1
+    assert (config.out / "figures" / "report.png").is_file() and "<!doctype html>" in (
+        config.out / "report.html"
+    ).read_text()
+
+
+def test_short_names(script):
+    assert script.names(["runs/a/model", "runs/b/model"]) == ["a", "b"]
+    assert script.names(["data/one.jsonl", "data/one.parquet"]) == ["one", "one.parquet"]
+    with pytest.raises(ValueError, match="is given twice"):
+        script.names(["a/b", "a/b"])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"model": ()}, "--model is missing"),
+        ({"data": ()}, "--data is missing"),
+        ({"ensemble": True}, "--ensemble needs at least 2 models"),
+        ({"format": "mtbench"}, "there is no format 'mtbench'"),
+        ({"most": 0}, "most is 0"),
+        ({"batch_size": 0}, "--batch-size is 0"),
+        ({"model": ("nowhere",)}, "there is no folder nowhere"),
+    ],
+)
+def test_bad_options_are_one_sentence_and_leave_no_folder(script, rewards, files, tmp_path, change, sentence):
+    config = script.Config(model=rewards[:1], data=(files["pairs"],), out=tmp_path / "run")
+    with pytest.raises(ValueError, match=sentence):
+        script.main(dataclasses.replace(config, **change))
+    assert not config.out.exists()
+
+
+def test_a_policy_has_no_reward_head(script, tiny_model, files, tmp_path):
+    with pytest.raises(ValueError, match="has no reward head"):
+        script.main(script.Config(model=(str(tiny_model),), data=(files["pairs"],), out=tmp_path / "run"))
+
+
+def test_unknown_rows_and_other_tokenizers_are_refused(script, rewards, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"query": "a", "answer": "b"}\n')
+    config = script.Config(model=rewards[:1], data=(data,), out=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"the columns \['answer', 'query'\], which are those of no known format"):
+        script.main(config)
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in script.Path(rewards[1]).iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    state = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = state["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (other / "tokenizer.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match="has another tokenizer than"):
+        script.main(dataclasses.replace(config, model=(rewards[0], str(other)), ensemble=True))
