@@ -14,4 +14,12 @@ Algorithms are compared in the same settings, and in a verifiable one:
 - `arms`: every algorithm by name, with its customary options.
 - `comparison`: one algorithm's seeds as lanes of one program, and how all of them are measured.
 - `sums`: modular sums as a setting, where a checker is the reward.
+
+Kinds of reward models are compared at equal labels, each under every reward rule that it can serve:
+
+- `uncertain_kinds`, `rated_kinds`: the kinds and how they are trained; `last_layers`: geometries of their heads.
+- `uncertainty_study`: rules and seeds of a kind as lanes; `uncertainty_panel`: what all kinds are asked about.
+- `uncertainty_gates`, `gates`: what papers claim of them, judged.
+
+Theory of in-context learning: `theory` runs an experiment stage by stage, `classification_panels` draws one.
 """
