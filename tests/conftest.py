@@ -21,7 +21,12 @@ install_import_hook("rlhf_jax", "beartype.beartype")
 
 # XLA's older emitters compile such small programs in a third of the time, and a fifth of that is saved where a program
 # is not split into parts that are compiled one by one. Processes that tests start inherit this.
-FLAGS = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
+FLAGS = (
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+    # Eight devices are eight threads: on a busy machine one may be late by more than the 40 s after which XLA aborts.
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+)
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS)).strip()
 # Tracing makes many small objects that live on: looking them all through again and again is a tenth of the time.
 gc.set_threshold(100_000, 20, 20)
