@@ -232,7 +232,7 @@ def quantile_modeling(
             "bias": jax.scipy.special.ndtri(levels).astype(config.param_dtype),
         }
         trained = {"trunk": starting_trunk(config, given, trunk_key), "quantiles": given.get("quantiles", fresh)}
-        return trained, statistics(given, 1) | {"levels": levels}
+        return trained, statistics(given, 1) | {"levels": jnp.copy(levels)}  # a step may donate its state
 
     def predict(state: DistributionState, params: Params, batch: AttributeBatch) -> Any:
         if batch.ratings.shape[1] != 1:

@@ -1,5 +1,6 @@
 """Algorithm, scorer and reward transform as one jittable step."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -87,15 +88,13 @@ def references_of_responses(reference: Score | None, prompts: int, responses: in
 
 
 def rows_of(score: Score, rows: Int[Array, " R"]) -> Score:
-    """The Score of some rows; those of ensemble members stand on the second axis.
+    """The Score of some rows, with all that it has; those of ensemble members stand on the second axis.
 
     Example:
         >>> score = Score(mean=jnp.array([1.0, 2.0]), members=jnp.array([[0.0, 1.0], [2.0, 3.0]]))
         >>> rows_of(score, jnp.array([1, 1])).members.tolist()
         [[1.0, 1.0], [3.0, 3.0]]
     """
-    taken = {
-        name: None if getattr(score, name) is None else getattr(score, name)[rows]
-        for name in ("mean", "features", "own", "epistemic", "aleatoric")
-    }
+    known = {field.name: getattr(score, field.name) for field in dataclasses.fields(score)}
+    taken = {name: values[rows] for name, values in known.items() if values is not None and name != "members"}
     return score.replace(members=None if score.members is None else score.members[:, rows], **taken)

@@ -31,7 +31,7 @@ from jaxtyping import Array, Float, Int
 from rlhf_jax.algorithms.accumulation import accumulated_gradients
 from rlhf_jax.algorithms.optimizer import apply_gradients
 from rlhf_jax.algorithms.reward_modeling import counted
-from rlhf_jax.algorithms.trained import check_roles
+from rlhf_jax.algorithms.trained import check_roles, without_shared_arrays
 from rlhf_jax.losses.reduce import mean
 from rlhf_jax.losses.reward import bradley_terry, preference_accuracy
 from rlhf_jax.models.adapters import AdapterConfig, init_adapter
@@ -128,7 +128,7 @@ def linear_ensemble_modeling(
         base = {"trunk": given["trunk"] if "trunk" in given else init_trunk(config, trunk_key)}
         heads = _heads(config, given, heads_key, members)
         trained = (base if train_trunk else {}) | {"heads": heads}
-        return EnsembleModelState(
+        state = EnsembleModelState(
             params=trained,
             base=None if train_trunk else base,
             start=heads if prior_decay else None,
@@ -136,6 +136,7 @@ def linear_ensemble_modeling(
             optimizer_state=optimizer.init(trained),
             step=jnp.int32(0),
         )
+        return without_shared_arrays(state)
 
     def update(state: EnsembleModelState, batch: PreferenceBatch) -> tuple[EnsembleModelState, Metrics]:
         def loss(params: Params, part: PreferenceBatch, whole: PreferenceBatch) -> tuple[Float[Array, ""], Scores]:

@@ -13,7 +13,6 @@ from rlhf_jax.data.batches import pad_preferences
 from rlhf_jax.data.columns import PREFERENCE_FORMATS
 from rlhf_jax.data.formats import as_chats, load_rows
 from rlhf_jax.data.tokenization import Preference, describe_dropped, tokenize_preferences
-from rlhf_jax.rewards.bradley_terry import reward_scorer
 from rlhf_jax.rewards.last_layer import (
     AdversarialState,
     Geometry,
@@ -137,7 +136,7 @@ def pair_features(
         pairs: N of them, from `read_pairs`.
         batch_size: pairs a batch.
     """
-    scorer = jax.jit(reward_scorer(member.config))
+    scorer = jax.jit(member.score)
     collate = collate_for(pad_preferences, source._replace(config=member.config), pairs)
 
     def features(batch: Any) -> tuple[Array, Array]:

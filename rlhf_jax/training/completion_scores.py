@@ -28,6 +28,7 @@ from rlhf_jax.training.held_out import over_rows
 from rlhf_jax.training.options import SourceOptions
 from rlhf_jax.training.progress import ProgressReport
 from rlhf_jax.training.reward_folders import load_reward_folder
+from rlhf_jax.training.reward_models import check_no_prompt_gate
 from rlhf_jax.training.sources import Source, collate_for, placement
 
 Numbers = Float[np.ndarray, " N"]
@@ -106,6 +107,7 @@ def load_scorer(options: SourceOptions, source: Source) -> Callable[[Examples, i
         ValueError: the folder cannot be used; its uncertainty was made with another chat template than the one given;
             or (when it scores) a score is not finite.
     """
+    check_no_prompt_gate(str(source.folder))
     folder = load_reward_folder(source.folder, options.dtype, options.param_dtype, placement())
     given = source.tokenizer.chat_template
     if folder.kind != "bradley_terry" and given != load_tokenizer(source.folder).chat_template:
@@ -147,13 +149,18 @@ def _whole(values: np.ndarray, rows: Sequence[int] | np.ndarray, count: int) -> 
     return whole
 
 
-def as_ensemble(models: Sequence[CompletionScores]) -> CompletionScores:
+def as_ensemble(
+    models: Sequence[CompletionScores], reference: Sequence[CompletionScores] | None = None
+) -> CompletionScores:
     """Several reward models as one ensemble: their average, and the standard deviation over them.
 
-    Each counts from its mean over the completions that all of them read, which a Bradley-Terry reward is free up to.
+    Each counts from its mean over the reference completions that all of them read, which a Bradley-Terry reward is free
+    up to. Scores that are compared with each other need the same reference: if new data were their own, that members
+    part there would not count as disagreement.
 
     Args:
         models: scores of the same completions, M ≥ 1.
+        reference: the same models' scores of reference completions; None: `models`.
 
     Returns:
         Scores with members; NaN where a model could not read a completion.
@@ -164,9 +171,9 @@ def as_ensemble(models: Sequence[CompletionScores]) -> CompletionScores:
         >>> found.mean.tolist(), found.epistemic.tolist()
         ([-2.0, 2.0], [1.0, 1.0])
     """
-    members = np.stack([model.mean for model in models])
-    read = np.flatnonzero(~np.isnan(members).any(axis=0))
-    known, count = jnp.asarray(members[:, read]), members.shape[1]
-    found = member_score(known, None, member_offset(known), None)
+    members, known = (np.stack([model.mean for model in each]) for each in (models, reference or models))
+    read, count = np.flatnonzero(~np.isnan(members).any(axis=0)), members.shape[1]
+    offset = member_offset(jnp.asarray(known[:, ~np.isnan(known).any(axis=0)]))
+    found = member_score(jnp.asarray(members[:, read]), None, offset, None)
     mean, epistemic = (_whole(np.asarray(values), read, count) for values in (found.mean, found.epistemic))
     return CompletionScores(mean, epistemic, members=_whole(np.asarray(found.members).T, read, count).T)

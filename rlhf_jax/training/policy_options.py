@@ -4,10 +4,10 @@ import dataclasses
 from typing import Any, Literal
 
 from rlhf_jax.losses.kl import KLController, adaptive_kl, fixed_kl
-from rlhf_jax.rewards.members import Rule, rule_state
+from rlhf_jax.rewards.members import rule_state
 from rlhf_jax.training.adversarial import AdversarialOptions, check_adversarial, check_not_adversarial
 from rlhf_jax.training.options import TrainingOptions, check_options
-from rlhf_jax.training.reward_models import COMPARING, check_rule, names_function
+from rlhf_jax.training.reward_models import COMPARING, PolicyRule, check_rule, names_function
 from rlhf_jax.training.session import check_run
 
 
@@ -49,7 +49,7 @@ class PolicyOptions(TrainingOptions, AdversarialOptions):
     learning_rate: float = 1e-5
     most_held_out: int = 128
     reward: tuple[str, ...] = ()
-    rule: Rule | Literal["advpo", "par"] = "mean"
+    rule: PolicyRule = "mean"
     penalty: float | None = None
     reference_samples: int = 256
     reference_responses: int | None = None
@@ -146,7 +146,7 @@ def check_rewards_named(options: PolicyOptions) -> None:
         raise ValueError(f"--rule {rule} is for one reward model, and --reward names {len(options.reward)}: give one.")
     if not comparing:
         rule_state(rule, options.penalty)
-        check_rule(rule, options.reward)
+    check_rule(rule, options.reward)
 
 
 def kl_of(options: PolicyOptions) -> KLController:

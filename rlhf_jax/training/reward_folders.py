@@ -92,7 +92,8 @@ def save_reward_folder(
 
     What `transformers` loads from it is one linear head on one trunk: of kinds with one trunk the mean (of ensembles
     with a lead, the lead), its bias less the offset; of an ensemble of trunks the lead, or else the first member; of a
-    LoRA ensemble the base with the members' average head; of gated attributes their plain average.
+    LoRA ensemble the base with the members' average head; of gated attributes their plain average. It reads the state
+    after the last norm, which is another model where the option `features` is "pre_norm".
 
     All processes of a run call this function; the first one writes. What is not the trunk of the ordinary model is
     gathered in the memory of the host, M models for an ensemble of M.
@@ -196,6 +197,12 @@ def kind_in(folder: str | Path) -> str:
     """The kind of a folder, a name of `KINDS`; reads no parameters. What is no folder here counts as plain."""
     path = Path(folder)
     return _read_description(path)[0] if (path / JSON_FILE).is_file() else "bradley_terry"
+
+
+def options_in(folder: str | Path) -> dict[str, Any]:
+    """The options of a folder's scorer, none of a plain one; reads no parameters, see `kind_in`."""
+    path = Path(folder)
+    return _read_description(path)[1] if (path / JSON_FILE).is_file() else {}
 
 
 def scorer_in(folder: str | Path, config: ModelConfig) -> Callable[..., Any]:

@@ -135,6 +135,30 @@ WITH_MEMBERS = frozenset({"ensemble", "linear_ensemble", "lora_ensemble", "dropo
 """Kinds whose Score has members."""
 EPISTEMIC = WITH_MEMBERS | {"posterior"}
 """Kinds whose Score says how unsure its mean is."""
+LINEAR = frozenset({"bradley_terry", "linear_ensemble", "dropout", "posterior", "quantile", "probabilistic"})
+"""Kinds whose mean is one linear head on one trunk, the ordinary model of their folder."""
+
+
+def has_members(kind: str, options: Mapping[str, Any]) -> bool:
+    """Whether the Score of a kind with these options of its scorer has members.
+
+    Example:
+        >>> has_members("gaussian_ensemble", {}), has_members("gaussian_ensemble", {"statistic": "range"})
+        (True, False)
+    """
+    return kind in WITH_MEMBERS and options.get("statistic", "deviation") == "deviation"
+
+
+def is_linear(kind: str, options: Mapping[str, Any]) -> bool:
+    """Whether the mean of a kind with these options of its scorer is that of the ordinary model of its folder.
+
+    Example:
+        >>> [is_linear("ensemble", options) for options in ({}, {"lead": 1})]  # the average, or one member
+        [False, True]
+    """
+    if kind == "ensemble":
+        return options.get("lead") is not None
+    return kind in LINEAR and options.get("centre", "mean") == "mean"
 
 
 def kind_of(params: Params) -> str:

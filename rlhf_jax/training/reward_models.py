@@ -3,15 +3,18 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.huggingface import Placement, load_config, load_reward_model, load_tokenizer
 from rlhf_jax.rewards.bradley_terry import reward_scorer
 from rlhf_jax.rewards.members import PENALISED, Member, Rule, rule_state
 from rlhf_jax.rewards.python_reward import RewardFunction, load_reward_function
-from rlhf_jax.training.reward_folders import kind_in, load_reward_folder, scorer_in
-from rlhf_jax.training.reward_kinds import EPISTEMIC, WITH_MEMBERS
+from rlhf_jax.training.reward_folders import kind_in, load_reward_folder, options_in, scorer_in
+from rlhf_jax.training.reward_kinds import EPISTEMIC, LINEAR, WITH_MEMBERS, has_members, is_linear
+
+PolicyRule = Rule | Literal["advpo", "par"]
+"""What may become of scores before a policy is trained on them."""
 
 COMPARING = ("advpo", "par")
 """Rules that compare a response with reference responses to its prompt; they are for one reward model."""
@@ -27,19 +30,31 @@ def names_function(names: Sequence[str]) -> bool:
     return len(names) == 1 and ":" in names[0] and not Path(names[0]).exists()
 
 
-def check_rule(rule: Rule, folders: Sequence[str]) -> None:
+def check_rule(rule: PolicyRule, folders: Sequence[str]) -> None:
     """Refuses a rule that these reward models cannot serve; reads no parameters.
 
     A penalty needs several of them, or one whose kind says how unsure it is; the worst case needs several, or one that
-    has members.
+    has members; AdvPO needs one whose mean is a linear head.
 
     Raises:
         ValueError: the sentence names the rule, the kind and the remedy.
     """
-    if len(folders) > 1 or rule in ("mean", "single"):
+    if len(folders) > 1 or rule in ("mean", "single", "par"):
         return
-    kind = kind_in(folders[0])
+    kind, options = kind_in(folders[0]), options_in(folders[0])
+    if rule == "advpo":
+        if not is_linear(kind, options):
+            raise ValueError(
+                f"the rule advpo is for one linear head (of a kind among {', '.join(sorted(LINEAR))}), which the mean "
+                f"of {folders[0]}, of kind {kind}, is not: give another model, or choose a penalty."
+            )
+        return
     able = EPISTEMIC if rule in PENALISED else WITH_MEMBERS
+    if rule == "worst_case" and kind in able and not has_members(kind, options):
+        raise ValueError(
+            f"the rule worst_case needs members, and {folders[0]} gives the statistic {options['statistic']} of its "
+            "members instead: choose a penalty, or save it with the statistic deviation."
+        )
     if kind not in able:
         raise ValueError(
             f"the rule {rule} needs at least 2 reward models, or one of a kind among {', '.join(sorted(able))}; "
@@ -47,9 +62,25 @@ def check_rule(rule: Rule, folders: Sequence[str]) -> None:
         )
 
 
+def check_no_prompt_gate(folder: str) -> None:
+    """Refuses a reward model whose gate reads one column as the end of every prompt; reads no parameters.
+
+    Where prompts end in other columns it would read the state of another token, and nothing would show it.
+
+    Raises:
+        ValueError: the gate of the folder reads the prompt.
+    """
+    options = options_in(folder)
+    if options.get("gate") == "prompt":
+        raise ValueError(
+            f"the gate of {folder} reads the prompt, which must end in column {options.get('prompt_length')} of a "
+            "batch, and here prompts are of any length: give a model whose gate reads the response."
+        )
+
+
 def read_reward(
     names: Sequence[str],
-    rule: Rule,
+    rule: PolicyRule,
     penalty: float | None,
     policy: ModelConfig,
     tokenizer: Any,
@@ -60,7 +91,7 @@ def read_reward(
 
     Args:
         names: folders (or hub ids) of reward models; or one function, as `module:function`.
-        rule: what becomes of the scores; those in `COMPARING` read the mean model of a folder alone.
+        rule: what becomes of the scores; "advpo" reads the ordinary model of a folder alone.
         penalty: see `members.rule_state`.
         policy: shape of the policy whose tokens reward models are to read; they have its dtypes and its kind of
             attention.
@@ -76,8 +107,8 @@ def read_reward(
         return load_reward_function(names[0])
     if rule not in COMPARING:
         rule_state(rule, penalty)
-        check_rule(rule, names)
-    return load_members(names, policy, tokenizer, longest, placement, mean_model=rule in COMPARING)
+    check_rule(rule, names)
+    return load_members(names, policy, tokenizer, longest, placement, ordinary=rule == "advpo")
 
 
 def load_members(
@@ -86,7 +117,7 @@ def load_members(
     tokenizer: Any,
     longest: int,
     placement: Placement | None = None,
-    mean_model: bool = False,
+    ordinary: bool = False,
 ) -> list[Member]:
     """Reward models from their folders; all are checked before the first one is read.
 
@@ -96,21 +127,23 @@ def load_members(
         tokenizer: of the policy.
         longest: most tokens of a prompt and its response.
         placement: where their parameters lie, see `huggingface.load_policy`.
-        mean_model: read the model with one linear head alone that every folder has.
+        ordinary: read the model with one linear head alone that every folder has.
 
     Raises:
-        ValueError: see `check_member` and `load_reward_folder`.
+        ValueError: see `check_member`, `check_no_prompt_gate` and `load_reward_folder`.
     """
     for folder in folders:
         check_member(folder, policy, tokenizer, longest)
+        check_no_prompt_gate(folder)
     how = dict(attention=policy.attention, attention_block=policy.attention_block)
     dtypes = (policy.dtype, policy.param_dtype, placement)
     found = []
     for folder in folders:
-        if mean_model:
+        if ordinary:
             config, params = load_reward_model(folder, *dtypes)
             config = dataclasses.replace(config, **how)
-            found.append(Member(config, params, reward_scorer(config)))
+            read_by_head = options_in(folder).get("features", "final_norm")
+            found.append(Member(config, params, reward_scorer(config, read_by_head)))
         else:
             read = load_reward_folder(folder, *dtypes)
             config = dataclasses.replace(read.config, **how)

@@ -18,6 +18,7 @@ from rlhf_jax.algorithms.attribute_modeling import (
     quantile_params,
 )
 from rlhf_jax.algorithms.fit import fit
+from rlhf_jax.algorithms.in_place import in_place
 from rlhf_jax.algorithms.optimizer import adam, learning_rate_schedule
 from rlhf_jax.losses.attributes import gaussian_likelihood, probabilistic_preference, rating_statistics
 from rlhf_jax.losses.reward import bradley_terry
@@ -216,6 +217,15 @@ def test_quantile_heads_learn_the_quantiles(config, kinds):
         assert low <= float(median.mean[kind]) <= high
         spread = np.subtract(*np.quantile(mine, [0.75, 0.25])) / 1.349
         np.testing.assert_allclose(median.aleatoric[kind], spread, rtol=0.2)
+
+
+def test_the_levels_outlive_a_state_that_is_donated(config, kinds):
+    levels = jnp.array([0.25, 0.75])
+    algorithm = quantile_modeling(config, optax.sgd(0.1), levels)
+    state = algorithm.init(jax.random.key(0))
+    assert not any(leaf is levels for leaf in jax.tree.leaves(state))
+    in_place(algorithm.update)(state, kinds)
+    np.testing.assert_array_equal(algorithm.init(jax.random.key(1)).base["levels"], np.float32([0.25, 0.75]))
 
 
 # Stage 2.

@@ -1,12 +1,14 @@
 """The composed step is its parts, one after the other; several rules and seeds share one program."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from rlhf_jax.algorithms.compose import ComposedState, compose, references_of_responses
+from rlhf_jax.algorithms.compose import ComposedState, compose, references_of_responses, rows_of
 from rlhf_jax.algorithms.methods import METHODS
 from rlhf_jax.algorithms.policy_gradient import PolicyGradientConfig, policy_gradient
 from rlhf_jax.algorithms.ppo import PPOConfig, ppo
@@ -18,6 +20,7 @@ from rlhf_jax.rewards.bradley_terry import EnsembleParams, ensemble_scorer
 from rlhf_jax.rewards.ellipsoid import geometry, gram
 from rlhf_jax.rewards.ensemble import ensemble_mean, single, uncertainty_weighted, worst_case
 from rlhf_jax.rewards.last_layer import advpo, samplewise
+from rlhf_jax.rewards.length import MeasuredScore
 from rlhf_jax.rewards.par import par
 from rlhf_jax.rewards.transforms import select
 from rlhf_jax.types import Score
@@ -189,6 +192,18 @@ def test_references_are_repeated_with_features_and_members_or_refused():
     assert found.features[2:4].tolist() == [[0, 1], [2, 3]] and found.members[1].tolist() == [2, 2, 2, 3, 3, 3]
     with pytest.raises(ValueError, match="2 reference responses for 4 prompts: give every prompt as many"):
         references_of_responses(score, 4, 8)
+
+
+def test_rows_of_a_score_have_all_that_the_score_has():
+    number, found = jnp.arange(3.0), {}
+    for field in dataclasses.fields(MeasuredScore):
+        found[field.name] = jnp.stack([number, -number]) if field.name == "members" else number
+    found |= {"features": number[:, None], "own": number > 0}
+    taken = rows_of(MeasuredScore(**found), jnp.array([2, 0]))
+    for name, values in found.items():
+        expected = values[:, np.array([2, 0])] if name == "members" else values[np.array([2, 0])]
+        np.testing.assert_array_equal(getattr(taken, name), expected, err_msg=name)
+    assert rows_of(Score(mean=number), jnp.array([1])).epistemic is None
 
 
 def test_an_offline_algorithm_is_refused(config, scorer):

@@ -14,6 +14,7 @@ from rlhf_jax.algorithms.ensemble_modeling import (
     lora_ensemble_params,
     pair_scores,
 )
+from rlhf_jax.algorithms.in_place import in_place
 from rlhf_jax.algorithms.optimizer import adam
 from rlhf_jax.algorithms.reward_modeling import reward_modeling
 from rlhf_jax.losses.reward import bradley_terry
@@ -198,6 +199,14 @@ def test_prior_decay_pulls_each_head_to_its_own_start(config, pairs):
     pull = jax.tree.map(lambda leaf: leaf - 0.1 * 0.7 * 0.5 / MEMBERS, expected.params["heads"])
     close(found.params, {"trunk": expected.params["trunk"], "heads": pull}, atol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, found.start, state.start)
+
+
+def test_a_step_with_prior_decay_may_donate_its_state(config, pairs):
+    algorithm = linear(config, prior_decay=1.5)
+    state = linear_ensemble_modeling(config, optimizer_of("sgd"), MEMBERS, prior_decay=1.5).init(jax.random.key(3))
+    expected, _ = algorithm.update(state, pairs)
+    found, _ = in_place(algorithm.update)(state, pairs)
+    close(found, expected)
 
 
 def test_the_order_of_members_does_not_matter(config, pairs):

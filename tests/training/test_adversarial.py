@@ -35,14 +35,16 @@ def demonstration(*tokens, prompt=1):
     return Demonstration(np.array(tokens, np.int32), np.arange(len(tokens)) >= prompt)
 
 
-def test_the_ellipsoid_is_that_of_a_loop_over_chosen_and_rejected(source, tiny_config):
+@pytest.mark.parametrize("what", ["final_norm", "pre_norm"])
+def test_the_ellipsoid_is_that_of_a_loop_over_chosen_and_rejected(source, tiny_config, what):
     pairs = [
         Preference(demonstration(1, 2, 3), demonstration(1, 4), 0.0),
         Preference(demonstration(5, 6), demonstration(5, 7, 8, 9), 0.0),
         Preference(demonstration(2, 2, 2), demonstration(2, 3, 3), 0.0),
     ]
-    member = Member(tiny_config, init_reward_model(tiny_config, jax.random.key(0)))
-    scorer = jax.jit(reward_scorer(tiny_config))
+    scorer = reward_scorer(tiny_config, what)
+    member = Member(tiny_config, init_reward_model(tiny_config, jax.random.key(0)), scorer)
+    scorer = jax.jit(scorer)
 
     def features(one):
         tokens = np.zeros((1, 8), np.int32)

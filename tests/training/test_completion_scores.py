@@ -25,6 +25,15 @@ def test_an_ensemble_does_not_depend_on_what_members_add():
         assert np.isnan(one.mean[2]) and np.isnan(one.members[:, 2]).all()
 
 
+def test_members_that_part_on_new_data_disagree_there():
+    score = np.random.default_rng(0).normal(size=6).astype(np.float32)
+    known = [CompletionScores(score), CompletionScores(score + 3.0)]
+    new = [CompletionScores(score), CompletionScores(score + 7.0)]
+    np.testing.assert_allclose(as_ensemble(new, known).epistemic, 2.0, atol=1e-5)
+    np.testing.assert_allclose(as_ensemble(known, known).epistemic, 0.0, atol=1e-5)
+    np.testing.assert_allclose(as_ensemble(new, known).mean, score - score.mean() + 2.0, atol=1e-5)
+
+
 def test_a_folder_without_a_head_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     save_file({"model.norm.weight": np.ones(4, np.float32)}, tmp_path / "model.safetensors")

@@ -1,6 +1,7 @@
 """The KL that options ask for, and rewards and rules that do not go together."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -29,6 +30,15 @@ def test_the_coefficient_stays_or_follows_a_target():
 def test_a_rule_that_does_not_go_with_the_rewards_is_named(change, sentence):
     with pytest.raises(ValueError, match=sentence):
         check_rewards_named(dataclasses.replace(PolicyOptions(reward=("folder",)), **change))
+
+
+def test_advpo_without_a_linear_head_is_refused_before_anything_is_read(tmp_path):
+    made_with = {"weights": "", "template": None, "tokenizer": None}
+    description = {"kind": "lora_ensemble", "options": {}, "made_with": made_with, "tensors": ""}
+    (tmp_path / "uncertainty.json").write_text(json.dumps(description))
+    options = PolicyOptions(reward=(str(tmp_path),), rule="advpo", preferences=Path("pairs"))
+    with pytest.raises(ValueError, match="the rule advpo is for one linear head"):
+        check_rewards_named(options)
 
 
 def test_what_goes_together_is_let_through():

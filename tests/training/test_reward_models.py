@@ -11,11 +11,19 @@ from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.rewards.members import Member
 from rlhf_jax.training import reward_models
 from rlhf_jax.training.reward_folders import JSON_FILE, RewardFolder
-from rlhf_jax.training.reward_models import check_member, check_rule, load_members, read_reward
+from rlhf_jax.training.reward_models import check_member, check_no_prompt_gate, check_rule, load_members, read_reward
 
 SMALL = ModelConfig(
     vocab_size=12, width=8, layers=1, heads=2, key_value_heads=1, feed_forward_width=12, context_length=16
 )
+
+
+def described(folder, kind, **options) -> str:
+    """A folder that says of which kind its reward model is."""
+    made_with = {"weights": "", "template": None, "tokenizer": None}
+    description = {"kind": kind, "options": options, "made_with": made_with, "tensors": ""}
+    (folder / JSON_FILE).write_text(json.dumps(description))
+    return str(folder)
 
 
 def test_a_rule_must_be_one_that_the_models_can_serve(tmp_path):
@@ -25,12 +33,57 @@ def test_a_rule_must_be_one_that_the_models_can_serve(tmp_path):
         check_rule(rule, ["one", "two"])
     for rule in ("mean", "single"):
         check_rule(rule, ["nowhere"])
-    made_with = {"weights": "", "template": None, "tokenizer": None}
-    description = {"kind": "posterior", "options": {}, "made_with": made_with, "tensors": ""}
-    (tmp_path / JSON_FILE).write_text(json.dumps(description))
-    check_rule("lower_confidence_bound", [str(tmp_path)])
+    posterior = described(tmp_path, "posterior")
+    check_rule("lower_confidence_bound", [posterior])
     with pytest.raises(ValueError, match=r"the rule worst_case needs at least 2.*of kind posterior"):
-        check_rule("worst_case", [str(tmp_path)])
+        check_rule("worst_case", [posterior])
+    ranges = described(tmp_path, "gaussian_ensemble", statistic="range")
+    check_rule("uncertainty_weighted", [ranges])
+    with pytest.raises(ValueError, match=r"worst_case needs members, and .* gives the statistic range"):
+        check_rule("worst_case", [ranges])
+    check_rule("worst_case", [described(tmp_path, "gaussian_ensemble")])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "linear"),
+    [
+        ("posterior", {}, True),
+        ("ensemble", {"lead": 0}, True),
+        ("ensemble", {}, False),
+        ("lora_ensemble", {}, False),
+        ("gaussian", {}, False),
+        ("quantile", {"centre": "median"}, False),
+    ],
+)
+def test_advpo_is_for_a_mean_that_is_one_linear_head(kind, options, linear, tmp_path):
+    folder = described(tmp_path, kind, **options)
+    check_rule("par", [folder])
+    if linear:
+        return check_rule("advpo", [folder])
+    with pytest.raises(ValueError, match=f"advpo is for one linear head .* of kind {kind}, is not: give another model"):
+        check_rule("advpo", [folder])
+
+
+def test_the_rule_decides_which_model_of_a_folder_is_read(monkeypatch, tmp_path):
+    monkeypatch.setattr(reward_models, "check_member", lambda *given: None)
+    monkeypatch.setattr(reward_models, "load_reward_folder", lambda *_: RewardFolder("posterior", SMALL, None, "whole"))
+    monkeypatch.setattr(reward_models, "load_reward_model", lambda *_: (SMALL, "ordinary"))
+    monkeypatch.setattr(reward_models, "scorer_in", lambda *_: None)
+    heads_read = []
+    monkeypatch.setattr(reward_models, "reward_scorer", lambda config, features: heads_read.append(features))
+    folder = described(tmp_path, "posterior", features="pre_norm")
+    read = {rule: read_reward([folder], rule, None, SMALL, None, 10)[0].params for rule in ("mean", "par", "advpo")}
+    assert read == {"mean": "whole", "par": "whole", "advpo": "ordinary"}
+    assert heads_read == ["pre_norm"]
+
+
+def test_a_gate_that_reads_one_column_as_the_end_of_prompts_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(reward_models, "check_member", lambda *given: None)
+    check_no_prompt_gate(described(tmp_path, "gaussian", gate="response"))
+    folder = described(tmp_path, "gaussian", gate="prompt", prompt_length=7)
+    for refuse in (check_no_prompt_gate, lambda folder: load_members([folder], SMALL, None, 10)):
+        with pytest.raises(ValueError, match="must end in column 7 of a batch, and here prompts are of any length"):
+            refuse(folder)
 
 
 def tokenizer(vocabulary):
