@@ -62,7 +62,8 @@ class Config(RunOptions, Distributed):
         model: folders of reward models.
         data: files or folders of judged rows.
         format: the format of all of them; None: told from their columns.
-        ensemble: evaluate the models together too, as an ensemble: their average, and how far they disagree.
+        ensemble: evaluate the models together too, as an ensemble: their average, and how far they disagree. Each
+            counts from its mean over all completions of --data.
         out_of_distribution: files of rows unlike those that the models were trained on: does the uncertainty rise?
         most: most rows of a file, drawn at random; None: all.
         seed: of the draw.
@@ -123,6 +124,10 @@ def check(config: Config) -> dict[str, SourceOptions]:
     if config.ensemble and len(config.model) < 2:
         raise ValueError("--ensemble needs at least 2 models: give more, or leave it out.")
     read = {name: options_of(config, folder) for name, folder in zip(names(config.model), config.model, strict=True)}
+    if config.ensemble and ENSEMBLE in read:
+        raise ValueError(
+            f"{read[ENSEMBLE].model} is called {ENSEMBLE!r}, as all models together are by --ensemble: rename it."
+        )
     for options in read.values():
         check_options(options, needed=("model",))
         check_head(options.model)
@@ -132,7 +137,7 @@ def check(config: Config) -> dict[str, SourceOptions]:
     if config.out is not None:
         inside = [
             place
-            for place in (*config.model, *config.data)
+            for place in (*config.model, *config.data, *config.out_of_distribution)
             if Path(place).resolve().is_relative_to(config.out.resolve())
         ]
         if inside:
@@ -183,8 +188,10 @@ def score_all(config: Config, read: dict[str, SourceOptions], files: dict[str, J
         for name, one in made.items():
             found[name][model] = score(tokens[model, name], len(one.flat.values))
     if config.ensemble:
+        inside = [found[name] for name in list(files)[: len(config.data)]]
+        reference = [CompletionScores(np.concatenate([one[model].mean for one in inside])) for model in sources]
         for several in found.values():
-            several[ENSEMBLE] = as_ensemble(list(several.values()))
+            several[ENSEMBLE] = as_ensemble(list(several.values()), reference)
     return [File(name, judged, made[name].counts, found[name]) for name, judged in files.items()]
 
 

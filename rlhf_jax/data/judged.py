@@ -188,6 +188,8 @@ def _row(row: LocatedRow, name: str) -> JudgedRow | str:
     known, (place, fields) = FORMATS[name], row
     try:
         answers = known.read(fields, place)
+        if not np.isfinite(answers.gold).all():
+            raise ValueError("the gold of a completion is not a finite number")
     except KeyError as error:
         raise ValueError(f"{place} has no column {error}, which rows of the format {name} have: add it.") from None
     except (AttributeError, IndexError, TypeError, ValueError) as error:

@@ -127,6 +127,8 @@ def _ppe_correctness(fields: dict, place: str) -> Answers:
 
 def _pairs(fields: dict, gold: tuple[float, ...]) -> list[list[int]]:
     pairs = fields["sampled_conflict_pairs"]
+    if any(min(pair) < 0 for pair in pairs):
+        raise ValueError("a pair of sampled_conflict_pairs has a place below 0")
     if any(gold[one] == gold[other] for one, other in pairs):
         raise ValueError("a pair of sampled_conflict_pairs is of two right or two wrong responses")
     return pairs
@@ -256,7 +258,7 @@ FORMATS: Mapping[str, JudgedFormat] = MappingProxyType(
             ("prompt", "chosen", "rejected", "chosen_model", "rejected_model", "subset", "id"),
             _reward_bench,
             "prompt|chosen|rejected",
-            fits=lambda fields: fields["subset"] in REWARD_BENCH_SECTION_OF,
+            fits=lambda fields: is_text(fields["subset"]) and fields["subset"] in REWARD_BENCH_SECTION_OF,
         ),
         "ppe_human": JudgedFormat(
             ("prompt", "response_1", "response_2", "winner"),

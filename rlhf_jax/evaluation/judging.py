@@ -6,18 +6,17 @@ Every benchmark comes down to one number a prompt (was the better completion ran
 * RewardBench 2 (2506.01937): one good completion among four; the subset Ties has a score of its own.
 * RM-Bench (2410.16184): three styles of the good against three of the bad completion; easy, normal and hard.
 * RMB (2410.09893): pairs and best-of-n, strict; leaf categories weigh the same, then goals and sets do.
-* PandaLM (2306.05087), Auto-J (2310.05470): three verdicts, so that a margin needs a threshold below which it is a tie.
 * LLMBar, JudgeBench, PPE's pairs: pairs by slice.
 
-Intervals resample prompts. Scores must be float32 or wider: bfloat16 makes ties, and a strict rule counts them wrong.
+`verdicts` has the labels with ties of PandaLM and Auto-J. Intervals resample prompts. Scores must be float32 or wider:
+bfloat16 makes ties, and a strict rule counts them wrong.
 """
 
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
-from scipy import stats
+from jaxtyping import Float
 
 from rlhf_jax.evaluation.picks import Ragged, picked
 from rlhf_jax.evaluation.statistics import bootstrap_rows
@@ -109,7 +108,9 @@ def slice_rows(right: Float[np.ndarray, " n"], slices: Labels, prompt: Any = Non
     return rows
 
 
-def nested_rows(values: Float[np.ndarray, " n"], leaf: Labels, group: Labels, name: str = "accuracy") -> Rows:
+def nested_rows(
+    values: Float[np.ndarray, " n"], leaf: Labels, group: Labels, name: str = "accuracy", prompt: Any = None
+) -> Rows:
     """Rows of the summary with means over rows, then over the leaves of a group, then over groups.
 
     Args:
@@ -117,6 +118,7 @@ def nested_rows(values: Float[np.ndarray, " n"], leaf: Labels, group: Labels, na
         leaf: its leaf category, [n]; leaves of the same name in two groups are two leaves.
         group: the group that the leaf is in, [n].
         name: what is measured.
+        prompt: the prompt of each value, if prompts with several are to be resampled.
 
     Returns:
         One row a group, their mean, and the plain mean over all rows. A draw without a leaf averages those it has.
@@ -129,10 +131,10 @@ def nested_rows(values: Float[np.ndarray, " n"], leaf: Labels, group: Labels, na
         return np.concatenate([by_group, [np.nanmean(by_group), values.mean()]])
 
     labels = [*(f"{name}: {one}" for one in names), f"{name}, mean over groups", f"{name}, mean over all"]
-    return bootstrap_rows(labels, "", statistic, values, place)
+    return bootstrap_rows(labels, "", statistic, values, place, groups=prompt)
 
 
-def reward_bench_rows(right: Float[np.ndarray, " n"], subset: Labels, section: Labels) -> Rows:
+def reward_bench_rows(right: Float[np.ndarray, " n"], subset: Labels, section: Labels, prompt: Any = None) -> Rows:
     """Rows of RewardBench: its sections, the mean of those that are there, and every subset.
 
     A section is the mean over its examples, which weighs subsets by their size; in Reasoning the subset math-prm weighs
@@ -143,6 +145,7 @@ def reward_bench_rows(right: Float[np.ndarray, " n"], subset: Labels, section: L
         right: `pair_right(…, "strict")`, [n].
         subset: subset of each pair, [n].
         section: its section, [n].
+        prompt: the prompt of each pair, if prompts with several are to be resampled.
     """
     subset, (names, place) = np.asarray(subset), np.unique(np.asarray(section), return_inverse=True)
     mathematics = subset == "math-prm"
@@ -154,7 +157,8 @@ def reward_bench_rows(right: Float[np.ndarray, " n"], subset: Labels, section: L
         return np.append(by_section, np.nanmean(by_section))
 
     labels = [*(f"RewardBench {one}" for one in names), f"RewardBench, mean of {names.size} sections"]
-    return bootstrap_rows(labels, "", statistic, right, weight, place) + slice_rows(right, subset)
+    rows = bootstrap_rows(labels, "", statistic, right, weight, place, groups=prompt)
+    return rows + slice_rows(right, subset, prompt)
 
 
 def reward_bench_2_rows(scores: Ragged, gold: Ragged, subset: Labels, ids: Labels) -> Rows:
@@ -237,7 +241,7 @@ def rm_bench_matrix(
 
 
 def rm_bench_rows(
-    chosen: Float[np.ndarray, "n styles"], rejected: Float[np.ndarray, "n styles"], domain: Labels
+    chosen: Float[np.ndarray, "n styles"], rejected: Float[np.ndarray, "n styles"], domain: Labels, prompt: Any = None
 ) -> Rows:
     """Rows of RM-Bench: easy, normal, hard and their mean for each domain, and over domains.
 
@@ -247,13 +251,15 @@ def rm_bench_rows(
     Args:
         chosen, rejected: as in `rm_bench_matrix`.
         domain: of each prompt, [n].
+        prompt: the prompt of each row, if prompts with several are to be resampled.
     """
     matrix, size = rm_bench_matrix(chosen, rejected), chosen.shape[1]
     above, below = np.triu_indices(size, 1), np.tril_indices(size, -1)
     easy, normal, hard = (matrix[:, i, j].mean(axis=1) for i, j in (below, (np.arange(size),) * 2, above))
     group = [str(name).partition("-")[0] for name in domain]
     parts = {"easy": easy, "normal": normal, "hard": hard, "average": (easy + normal + hard) / 3.0}
-    return [row for name, part in parts.items() for row in nested_rows(part, domain, group, f"RM-Bench {name}")]
+    named = {f"RM-Bench {name}": part for name, part in parts.items()}
+    return [row for name, part in named.items() for row in nested_rows(part, domain, group, name, prompt)]
 
 
 def rmb_rows(
@@ -263,6 +269,7 @@ def rmb_rows(
     best: Float[np.ndarray, " m"],
     best_leaf: Labels,
     best_goal: Labels,
+    prompt: Any = None,
 ) -> Rows:
     """Rows of RMB: mean over leaf categories for each goal and set, the mean of these four, and over all prompts.
 
@@ -271,73 +278,10 @@ def rmb_rows(
         pair_leaf, pair_goal: leaf category and goal (helpfulness, harmlessness) of each pair, [n].
         best: `best_right(…, "strict")` of the best-of-n set, [m]; may be empty.
         best_leaf, best_goal: of each list, [m].
+        prompt: the prompt of each pair and then of each list, if prompts with several are to be resampled, [n + m].
     """
     group = [f"{goal}, pairs" for goal in pair_goal] + [f"{goal}, best of n" for goal in best_goal]
-    return nested_rows(np.concatenate([pairs, best]), [*pair_leaf, *best_leaf], group, "RMB")
-
-
-def three_way(margin: Float[np.ndarray, " n"], threshold: float) -> Int[np.ndarray, " n"]:
-    """Verdict of a margin (first less second score): 1 or 2, or 0 for a tie where |margin| ≤ threshold.
-
-    Example:
-        >>> three_way(np.array([2.0, -0.1, -3.0]), 0.5).tolist()
-        [1, 0, 2]
-    """
-    if not threshold >= 0.0:
-        raise ValueError(f"the threshold of a tie is at least 0; it is {threshold}")
-    return np.where(np.abs(margin) <= threshold, 0, np.where(margin > 0.0, 1, 2))
-
-
-def majority(votes: Int[np.ndarray, "n annotators"]) -> Int[np.ndarray, " n"]:
-    """The label that more than half of the annotators give, or −1 where there is none.
-
-    Example:
-        >>> majority(np.array([[1, 1, 2], [0, 1, 2]])).tolist()
-        [1, -1]
-    """
-    count = (votes[:, :, None] == votes[:, None, :]).sum(axis=2)
-    most = np.take_along_axis(votes, count.argmax(axis=1)[:, None], axis=1)[:, 0]
-    return np.where(2 * count.max(axis=1) > votes.shape[1], most, -1)
-
-
-def three_way_rows(margin: Float[np.ndarray, " n"], label: Int[np.ndarray, " n"], threshold: float) -> Rows:
-    """Rows on labels with ties (PandaLM, Auto-J): agreement, macro F1 over labels that occur, accuracy without ties.
-
-    Args:
-        margin: score of the first less that of the second completion, float [n].
-        label: 0 tie, 1 first, 2 second, −1 no majority (left out), [n].
-        threshold: from other data; chosen on these labels it flatters.
-    """
-    known = label >= 0
-    margin, label = margin[known], label[known]
-    right = pair_right(np.where(label == 2, -margin, margin), np.zeros_like(margin))
-
-    def statistic(verdict: np.ndarray, label: np.ndarray, right: np.ndarray) -> list[float]:
-        hits, given, true = (np.bincount(part, minlength=3) for part in (label[verdict == label], verdict, label))
-        f1 = 2.0 * hits[true > 0] / (given + true)[true > 0]
-        decided = right[label > 0]
-        return [float((verdict == label).mean()), float(f1.mean()), float(decided.mean()) if decided.size else np.nan]
-
-    names = ["agreement on three verdicts", "macro F1 of three verdicts", "accuracy where the label is no tie"]
-    return bootstrap_rows(names, "", statistic, three_way(margin, threshold), label, right)
-
-
-def voting_accuracy(probability: Float[np.ndarray, " n"], votes: int) -> Float[np.ndarray, " n"]:
-    """Probability that most of a judge's independent verdicts are right; no majority counts as wrong.
-
-    `P(Binomial(votes, p_i) > votes/2)`: it rises with the votes where p_i > ½ and falls where p_i < ½.
-
-    Args:
-        probability: of a right verdict, by prompt, float [n].
-        votes: verdicts a prompt; at least 1.
-
-    Example:
-        >>> voting_accuracy(np.array([0.8, 0.4]), 3).round(3).tolist()
-        [0.896, 0.352]
-    """
-    if votes < 1:
-        raise ValueError(f"a majority needs at least one vote; there are {votes}")
-    return stats.binom.sf(votes // 2, votes, probability)
+    return nested_rows(np.concatenate([pairs, best]), [*pair_leaf, *best_leaf], group, "RMB", prompt)
 
 
 def _means(values: np.ndarray, place: np.ndarray, size: int, weight: np.ndarray | None = None) -> np.ndarray:

@@ -112,14 +112,15 @@ def by_divergence_rows(
     Args:
         kl: KL of the policy that made each pair, in nats, float [n].
         margin: score of the response that gold prefers less that of the other, float [n].
-        edges: bounds of the bins of KL, ascending, float [bins + 1]; pairs outside are left out.
+        edges: bounds of the bins of KL, ascending, float [bins + 1]; pairs outside are left out. A bin has its lower
+            bound, the last one both.
         spread: disagreement of reward models on each pair (`uncertainty.margin_spread`), float [n]; or None.
         groups: the prompt of each pair, if prompts are to be resampled.
 
     Returns:
         For each bin with pairs: accuracy (a tie half), expected calibration error, and mean disagreement.
     """
-    place, rows = np.digitize(kl, edges), []
+    place, rows = np.where(kl == edges[-1], edges.size - 1, np.digitize(kl, edges)), []
     for one in range(1, edges.size):
         inside = place == one
         if not inside.any():

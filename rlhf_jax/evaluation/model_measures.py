@@ -40,7 +40,8 @@ class Measured:
         slices: by division, the accuracy of each slice as a row, whose name is the slice alone.
         reliability: the calibration of its margins; None where there are no pairs.
         coverage: by uncertainty, accuracy against the share of pairs kept.
-        best_of_n: gold of the best of n by score: columns n, mean, low, high, [n, 4]; None where nothing is graded.
+        best_of_n: gold of the best of n by score: columns n, mean, low, high, [n, 4]; None where a row has fewer than
+            three completions.
     """
 
     rows: Rows
@@ -78,12 +79,12 @@ def baselines(asked: Sheet) -> Rows:
     if asked.better.size:
         right = pair_right(asked.lengths[asked.better], asked.lengths[asked.worse])
         rows += bootstrap_rows(["accuracy of the longer completion"], "", np.mean, right, groups=asked.groups)
-    if asked.several:
-        kept = _decided(asked)
+    if asked.several and (kept := _decided(asked)):
+        groups = _kept_groups(asked, kept)
         gold = [asked.by_row(asked.gold)[i] for i in kept]
         longest = best_right([asked.by_row(asked.lengths)[i] for i in kept], gold)
-        rows += bootstrap_rows(["best found by the longest completion"], "", np.mean, longest)
-        rows += bootstrap_rows(["best found by chance"], "", np.mean, chance(gold))
+        rows += bootstrap_rows(["best found by the longest completion"], "", np.mean, longest, groups=groups)
+        rows += bootstrap_rows(["best found by chance"], "", np.mean, chance(gold), groups=groups)
     return rows
 
 
@@ -101,9 +102,12 @@ def new_data_rows(inside: tuple[Sheet, Scores], outside: tuple[Sheet, Scores]) -
     for name in ("epistemic", "aleatoric"):
         sides = [getattr(scores, name) for _, scores in (inside, outside)]
         if all(side is not None for side in sides):
-            rows += _named(name, shift_rows(*sides))
+            prompts = _apart(*(np.repeat(asked.prompt, np.diff(asked.starts)) for asked, _ in (inside, outside)))
+            rows += _named(name, shift_rows(*sides, prompts))
     if inside[0].better.size and outside[0].better.size:
-        rows += _named(TRIVIAL, shift_rows(*(uncertainties(*side)[TRIVIAL] for side in (inside, outside))))
+        sides = (uncertainties(*side)[TRIVIAL] for side in (inside, outside))
+        prompts = _apart(*(asked.prompt[asked.row] for asked, _ in (inside, outside)))
+        rows += _named(TRIVIAL, shift_rows(*sides, prompts))
     return rows
 
 
@@ -138,6 +142,11 @@ def mismatch_rows(measured: Mapping[str, Sequence[Measured]]) -> Rows:
     return mismatch_report(models, {}, gold)
 
 
+def _apart(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
+    """The prompts of two files after each other."""
+    return np.concatenate([inside, outside + inside.max(initial=0) + 1])
+
+
 def _named(prefix: str, rows: Rows) -> Rows:
     return [row | {"name": f"{prefix}: {row['name']}"} for row in rows]
 
@@ -166,11 +175,11 @@ def _slices(asked: Sheet, right: np.ndarray) -> dict[str, Rows]:
     """Accuracy of every slice of enough rows, by division; a division of one slice says nothing new."""
     found = {}
     for name in dict.fromkeys(name for row in asked.rows for name in row.slices):
-        labels = np.array([asked.rows[i].slices.get(name, "") for i in asked.prompt])
-        prompts = {label: np.unique(asked.prompt[labels == label]).size for label in np.unique(labels)}
-        kept = np.isin(labels, [label for label, count in prompts.items() if count >= LEAST and label])
+        labels = np.array([asked.rows[i].slices.get(name, "") for i in asked.row])
+        count = {label: np.unique(asked.row[labels == label]).size for label in np.unique(labels)}
+        kept = np.isin(labels, [label for label, rows in count.items() if rows >= LEAST and label])
         if kept.any() and np.unique(labels[kept]).size > 1:
-            groups = None if asked.groups is None else asked.prompt[kept]
+            groups = None if asked.groups is None else asked.groups[kept]
             rows = slice_rows(right[kept], labels[kept], groups, "")
             found[name] = [row | {"name": row["name"].removeprefix(": ")} for row in rows]
     return found
@@ -179,6 +188,10 @@ def _slices(asked: Sheet, right: np.ndarray) -> dict[str, Rows]:
 def _decided(asked: Sheet) -> list[int]:
     """Rows with a completion that is worse than another."""
     return [i for i, gold in enumerate(asked.by_row(asked.gold)) if gold.min() < gold.max()]
+
+
+def _kept_groups(asked: Sheet, kept: list[int]) -> np.ndarray | None:
+    return None if asked.row_groups is None else asked.row_groups[kept]
 
 
 def _graded(asked: Sheet) -> bool:
@@ -193,12 +206,12 @@ def _several_rows(asked: Sheet, scores: Scores) -> Rows:
     kept = _decided(asked)
     ours, gold = ([asked.by_row(values)[i] for i in kept] for values in (scores.mean, asked.gold))
     rows = []
-    for name, ties in (("best found", "share"), ("best found, ties wrong", "strict")):
-        rows += bootstrap_rows([name], "", np.mean, best_right(ours, gold, ties))
+    for name, ties in (("best found", "share"), ("best found, ties wrong", "strict")) if kept else ():
+        rows += bootstrap_rows([name], "", np.mean, best_right(ours, gold, ties), groups=_kept_groups(asked, kept))
     rows += pick_rows(*(asked.by_row(values) for values in (scores.mean, asked.lengths, asked.gold)))
     if _graded(asked):
         error = _standard(scores.mean) - _standard(asked.gold)
-        prompt = np.repeat(np.arange(len(asked.rows)), np.diff(asked.starts))
+        prompt = np.repeat(asked.prompt, np.diff(asked.starts))
         for name in ("epistemic", "aleatoric"):
             if getattr(scores, name) is not None:
                 rows += _named(name, gap_rows(error, getattr(scores, name).astype(np.float64), prompt))
@@ -230,5 +243,7 @@ def _best_of_n(asked: Sheet, mean: np.ndarray) -> np.ndarray | None:
         inside = np.flatnonzero(counts == count)
         found = best_of_k(np.stack([ours[i] for i in inside]), np.stack([gold[i] for i in inside]))
         curves[inside] = found[:, :most]
-    rows = bootstrap_rows([str(n) for n in range(1, most + 1)], "", lambda part: part.mean(axis=0), curves)
+    rows = bootstrap_rows(
+        [str(n) for n in range(1, most + 1)], "", lambda part: part.mean(axis=0), curves, groups=asked.row_groups
+    )
     return np.array([[float(row["name"]), row["mean"], *row["ci95"]] for row in rows])

@@ -6,40 +6,41 @@ from jaxtyping import Float
 from rlhf_jax.evaluation.judging import (
     Rows,
     best_right,
-    majority,
     pair_right,
     reward_bench_2_rows,
     reward_bench_rows,
     rm_bench_rows,
     rmb_rows,
-    three_way,
-    three_way_rows,
 )
 from rlhf_jax.evaluation.ppe import Battles, correctness_rows, human_rows
 from rlhf_jax.evaluation.sheets import Sheet
+from rlhf_jax.evaluation.verdicts import majority, three_way, three_way_rows
 
 
 def official_rows(asked: Sheet, mean: Float[np.ndarray, " N"]) -> Rows:
     """The numbers that a benchmark reports, by its own rule; none for a format without one, or where rows are missing.
 
     Ties are those of `judging`. The threshold below which PandaLM's and Auto-J's margins are a tie is chosen on
-    a random half of the rows for the other one.
+    a random half of the prompts for the other one. Of RewardBench 2 and PPE, intervals are over rows.
     """
     scores, gold = asked.by_row(mean), asked.by_row(asked.gold)
     of = [row.slices for row in asked.rows]
     strict = pair_right(mean[asked.better], mean[asked.worse], "strict")
     if asked.format == "reward_bench":
-        return reward_bench_rows(strict, *([one[name] for one in of] for name in ("subset", "section")))
+        return reward_bench_rows(
+            strict, *([one[name] for one in of] for name in ("subset", "section")), asked.row_groups
+        )
     if asked.format == "reward_bench_2":
         return _reward_bench_2(asked, scores, gold)
     if asked.format == "rm_bench":
         table = np.stack(scores)
-        return rm_bench_rows(table[:, :3], table[:, 3:], [one["domain"] for one in of])
+        return rm_bench_rows(table[:, :3], table[:, 3:], [one["domain"] for one in of], asked.row_groups)
     if asked.format.startswith("rmb"):
         leaf, goal = ([one[name] for one in of] for name in ("category", "subset"))
         pairs, none = (strict, leaf, goal), (np.zeros(0), [], [])
         best = (best_right(scores, gold, "strict"), leaf, goal)
-        return rmb_rows(*pairs, *none) if asked.format == "rmb_pairwise" else rmb_rows(*none, *best)
+        both = (pairs, none) if asked.format == "rmb_pairwise" else (none, best)
+        return rmb_rows(*both[0], *both[1], asked.row_groups)
     if asked.format in ("pandalm", "auto_j"):
         return _three_way(asked, np.array([one[0] - one[1] for one in scores]))
     if asked.format == "ppe_human":
@@ -64,7 +65,11 @@ def _named(prefix: str, rows: Rows) -> Rows:
 def _reward_bench_2(asked: Sheet, scores: list, gold: list) -> Rows:
     subset = np.array([row.slices["subset"] for row in asked.rows])
     ids = [str(row.extra.get("id")) for row in asked.rows]
-    tied = {name.partition(":")[2] for name, one in zip(ids, subset, strict=True) if one == "Ties" and name[0] == "t"}
+    tied = {
+        name.partition(":")[2]
+        for name, one in zip(ids, subset, strict=True)
+        if one == "Ties" and name.startswith("tied:")
+    }
     whole = any(name.removeprefix("ref:") in tied for name in ids if name.startswith("ref:"))
     kept = [i for i, one in enumerate(subset) if one != "Ties" or whole]
     if not kept:
@@ -74,7 +79,7 @@ def _reward_bench_2(asked: Sheet, scores: list, gold: list) -> Rows:
 
 
 def _three_way(asked: Sheet, margin: np.ndarray) -> Rows:
-    """The threshold for a tie is that of the best agreement on the other half of the rows."""
+    """The threshold for a tie is that of the best agreement on the other half of the prompts."""
     votes = [row.votes for row in asked.rows]
     if all(votes) and len(set(map(len, votes))) == 1:
         label = majority(np.array(votes))
@@ -82,12 +87,14 @@ def _three_way(asked: Sheet, margin: np.ndarray) -> Rows:
         label = np.array(
             [0 if row.gold[0] == row.gold[1] else 1 + int(row.gold[1] > row.gold[0]) for row in asked.rows]
         )
-    half, scaled = np.random.default_rng(0).permutation(margin.size) % 2, np.empty_like(margin)
-    if margin.size < 2:
+    prompts = int(asked.prompt.max()) + 1
+    if prompts < 2 or (label < 0).all():
         return []
+    # Rows of one prompt stay together: a threshold is not tried on prompts that it was chosen on.
+    half, scaled = (np.random.default_rng(0).permutation(prompts) % 2)[asked.prompt], np.empty_like(margin)
     for side in (0, 1):
         other = half != side
         tried = np.unique(np.append(0.0, np.abs(margin[other])))
         agreement = [(three_way(margin[other], float(one)) == label[other]).mean() for one in tried]
         scaled[half == side] = margin[half == side] / max(float(tried[int(np.argmax(agreement))]), 1e-9)
-    return three_way_rows(scaled, label, 1.0)
+    return three_way_rows(scaled, label, 1.0, asked.row_groups)

@@ -29,7 +29,8 @@ class Sheet:
         lengths: of each completion, in characters, float64 [N].
         better: the completion that is better in each pair, int [pairs], places in the N.
         worse: the other one, int [pairs].
-        prompt: the row of each pair, int [pairs].
+        row: the row of each pair, int [pairs].
+        prompt: of each row, int [rows]; rows of the same prompt share a number.
     """
 
     name: str
@@ -40,12 +41,18 @@ class Sheet:
     lengths: Numbers
     better: Int[np.ndarray, " P"]
     worse: Int[np.ndarray, " P"]
-    prompt: Int[np.ndarray, " P"]
+    row: Int[np.ndarray, " P"]
+    prompt: Int[np.ndarray, " R"]
 
     @property
     def groups(self) -> np.ndarray | None:
-        """The row of each pair; None where each row has one, which is faster to resample."""
-        return None if np.unique(self.prompt).size == self.prompt.size else self.prompt
+        """The prompt of each pair; None where each prompt has one, which is faster to resample."""
+        return _several_a_group(self.prompt[self.row])
+
+    @property
+    def row_groups(self) -> np.ndarray | None:
+        """The prompt of each row; None where each prompt has one."""
+        return _several_a_group(self.prompt)
 
     @property
     def several(self) -> bool:
@@ -93,9 +100,15 @@ def sheet(name: str, format: str, rows: Sequence[JudgedRow], lengths: Sequence[i
         for i, row in enumerate(rows)
         for one, other in _few(row.pairs, generator)
     ]
-    better, worse, prompt = np.array(pairs, np.int64).reshape(-1, 3).T
+    better, worse, row = np.array(pairs, np.int64).reshape(-1, 3).T
+    places: dict[str, int] = {}
+    prompt = np.array([places.setdefault(repr(one.prompt), len(places)) for one in rows], np.int64)
     gold = np.array([value for row in rows for value in row.gold], np.float64)
-    return Sheet(name, format, rows, starts, gold, np.asarray(lengths, np.float64), better, worse, prompt)
+    return Sheet(name, format, rows, starts, gold, np.asarray(lengths, np.float64), better, worse, row, prompt)
+
+
+def _several_a_group(groups: np.ndarray) -> np.ndarray | None:
+    return None if np.unique(groups).size == groups.size else groups
 
 
 def _few(pairs: Sequence[tuple[int, int]], generator: np.random.Generator) -> Sequence[tuple[int, int]]:

@@ -267,7 +267,9 @@ def error_rows(right: Right, uncertainty: Numbers, groups: Any = None) -> list[d
     return bootstrap_rows(names, "", statistic, right, uncertainty, groups=groups)
 
 
-def shift_rows(inside: Float[np.ndarray, " a"], outside: Float[np.ndarray, " b"]) -> list[dict[str, Any]]:
+def shift_rows(
+    inside: Float[np.ndarray, " a"], outside: Float[np.ndarray, " b"], groups: Any = None
+) -> list[dict[str, Any]]:
     """Rows of the summary on detection of new data: AUROC, and the mean uncertainty on both sides.
 
     The two sets are resampled as one sample, sizes included.
@@ -275,6 +277,7 @@ def shift_rows(inside: Float[np.ndarray, " a"], outside: Float[np.ndarray, " b"]
     Args:
         inside: uncertainty of rows like the training data, float [a].
         outside: uncertainty of rows unlike them, float [b].
+        groups: the prompt of each row, those inside first, if prompts are to be resampled, [a + b].
     """
     names = ["AUROC out of distribution", "uncertainty in distribution", "uncertainty out of distribution"]
 
@@ -283,7 +286,8 @@ def shift_rows(inside: Float[np.ndarray, " a"], outside: Float[np.ndarray, " b"]
         return [_weighted_auroc(values, new), *sides]
 
     new = np.repeat([0.0, 1.0], [inside.size, outside.size])
-    return bootstrap_rows(names, "", statistic, np.concatenate([inside, outside]).astype(np.float64), new)
+    values = np.concatenate([inside, outside]).astype(np.float64)
+    return bootstrap_rows(names, "", statistic, values, new, groups=groups)
 
 
 def gap_rows(error: Numbers, uncertainty: Numbers, groups: Any = None) -> list[dict[str, Any]]:

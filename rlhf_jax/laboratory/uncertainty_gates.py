@@ -60,7 +60,7 @@ def rows_of(kinds: Kinds, policies: Policies) -> list[dict[str, Any]]:
     """Rows of `summary.json`: measures of kinds, final gold, its gain over the plain policy (paired), and KL."""
     rows = []
     for name, found in kinds.items():
-        every = found.values | {"Pearson of mean doubt and mean error along plain training": along(found)}
+        every = found.values | {"Pearson of mean uncertainty and mean error along plain training": along(found)}
         for what, values in every.items():
             if np.isfinite(values).all():
                 rows.append(row(f"{name}: {MEASURES.get(what, what)}", "", values))
@@ -118,7 +118,8 @@ def _adversarial(policies: Policies, algorithm: str) -> list[dict[str, Any]]:
 
 def _ensembles(kinds: Kinds, policies: Policies, algorithm: str) -> list[dict[str, Any]]:
     """Coste et al. (2310.02743) and Zhang et al. (2401.16635)."""
-    found, plain = [], plain_of(policies, algorithm).gold[:, -1]
+    found, single = [], plain_of(policies, algorithm).gold
+    plain, fall = single[:, -1], peak_and_fall(single).held_out_drop
     combined = {
         f"{kind}, {rule}": curves.gold[:, -1] - plain
         for (kind, other, rule), curves in policies.items()
@@ -129,9 +130,13 @@ def _ensembles(kinds: Kinds, policies: Policies, algorithm: str) -> list[dict[st
         found.append(_at_least(f"best ensemble ({best}) minus plain: final gold", combined[best].mean(), 0.0))
     for kind in INDEPENDENT:
         for rule in ("WCO", "UWO"):
-            if (kind, algorithm, rule) in policies and (kind, algorithm, "mean") in policies:
-                falls = [peak_and_fall(policies[kind, algorithm, name].gold).held_out_drop for name in ("mean", rule)]
-                found.append(_at_least(f"{kind}: fall of the mean minus that of {rule}", falls[0] - falls[1], 0.0))
+            if (kind, algorithm, rule) not in policies:
+                continue
+            own = peak_and_fall(policies[kind, algorithm, rule].gold).held_out_drop
+            found.append(_at_least(f"{kind}: fall of plain {algorithm} minus that of {rule}", fall - own, 0.0))
+            if (kind, algorithm, "mean") in policies:
+                mean = peak_and_fall(policies[kind, algorithm, "mean"].gold).held_out_drop
+                found.append(_at_least(f"{kind}: fall of the mean minus that of {rule}", mean - own, 0.0))
     ladder = [name for name in ("single", "linear", "LoRA") if name in kinds]
     for low, high in itertools.pairwise(ladder):
         difference = (kinds[high].values["best_gold"] - kinds[low].values["best_gold"]).mean()

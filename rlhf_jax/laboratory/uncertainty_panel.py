@@ -30,7 +30,7 @@ MEASURES = {
     "accuracy": "accuracy",
     "optimised_accuracy": "accuracy, optimised",
     "calibration_error": "ECE",
-    "initial_correlation": "ρ(doubt, error)",
+    "initial_correlation": "ρ(uncertainty, error)",
     "optimised_correlation": "ρ, optimised",
     "optimised_auroc": "AUROC optimised",
     "moved_auroc": "AUROC other prompt",
@@ -44,7 +44,9 @@ MEASURES = {
 """What is measured, and its name in tables.
 
 The error of a response is |standardised proxy - standardised gold|, and ρ is Spearman's. A coverage area is the mean
-accuracy over all shares of the pairs that are kept, the least doubtful ones (or those of the widest margin) first.
+accuracy over all shares of the pairs that are kept, the least doubtful ones (or those of the widest margin) first. The
+AUROC of optimised responses is against the initial policy's `answers` to the same prompts, that of other prompts'
+responses against `initial`.
 """
 
 
@@ -250,7 +252,8 @@ def _of_one_seed(
     return found | {
         "initial_correlation": spearman(doubt[at["initial"]], np.abs(score - gold)[at["initial"]]),
         "optimised_correlation": spearman(doubt[late], np.abs(score - gold)[late]),
-        "optimised_auroc": auroc(doubt[at["initial"]], doubt[late]),
+        # Against the initial policy's answers to the same held-out prompts: new prompts alone would raise doubt too.
+        "optimised_auroc": auroc(doubt[at["answers"]], doubt[late]),
         "moved_auroc": auroc(doubt[at["initial"]], doubt[at["moved"]]),
         "area": curve.area,
         "surest_half": surest,

@@ -306,6 +306,12 @@ def test_equal_completions_are_dropped(tmp_path):
         ([EXAMPLES["ppe_human"][0] | {"winner": "c"}], "the winner is 'c'"),
         ([EXAMPLES["ppe_correctness"][0] | {"scores": [True] * 5}], "has no column 'response_5'"),
         ([EXAMPLES["ppe_correctness"][0] | {"sampled_conflict_pairs": [[1, 2]]}], "two right or two wrong"),
+        ([EXAMPLES["ppe_correctness"][0] | {"sampled_conflict_pairs": [[-1, 1]]}], "a place below 0"),
+        (
+            [EXAMPLES["ppe_correctness"][0] | {"scores": [True, float("nan")], "sampled_conflict_pairs": None}],
+            "gold of a completion is not a finite",
+        ),
+        ([EXAMPLES["reward_bench"][0] | {"subset": ["x"], "prompt": 1}], "prompt"),
         ([EXAMPLES["judge_bench"][0] | {"label": "A"}], "not A>B or B>A"),
         ([EXAMPLES["rmb_pairwise"][0] | {"category_path": "x"}], "is no row of the format rmb_pairwise"),
         ([EXAMPLES["choices"][0] | {"gold": [1]}], "has 2 completions: write as many finite numbers in column 'gold'"),

@@ -8,7 +8,6 @@ import pytest
 from rlhf_jax.evaluation.judging import (
     best_right,
     chance,
-    majority,
     nested_rows,
     pair_right,
     reward_bench_2_rows,
@@ -17,11 +16,9 @@ from rlhf_jax.evaluation.judging import (
     rm_bench_rows,
     rmb_rows,
     slice_rows,
-    three_way,
-    three_way_rows,
     ties_scores,
-    voting_accuracy,
 )
+from rlhf_jax.evaluation.verdicts import majority, three_way, three_way_rows, voting_accuracy
 
 
 def arrays(*rows):

@@ -134,6 +134,13 @@ def test_accuracy_and_calibration_by_divergence():
     assert by_divergence_rows(kl, margin, np.array([0.0, 1.0]), groups=[0, 0, 1, 1, 2])[0]["n"] == 1
 
 
+def test_the_largest_divergence_is_in_the_last_bin():
+    kl, margin = np.array([0.0, 1.0, 2.0, 2.1]), np.array([1.0, 1.0, -1.0, -1.0])
+    found = {row["name"]: row for row in by_divergence_rows(kl, margin, np.array([0.0, 1.0, 2.0]))}
+    assert found["accuracy, KL 0 to 1"]["n"] == 1
+    assert found["accuracy, KL 1 to 2"]["n"] == 2 and found["accuracy, KL 1 to 2"]["mean"] == 0.5
+
+
 def test_scale_of_the_reward_by_category():
     found = by_name(category_rows(np.array([1.0, 3.0, 5.0]), ["b", "b", "a"]))
     assert found["mean reward: b"]["mean"] == 2.0 and found["s.d. of the reward: b"]["mean"] == 1.0

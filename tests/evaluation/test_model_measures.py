@@ -29,13 +29,14 @@ def few_draws(monkeypatch):
     monkeypatch.setattr(held_out, "bootstrap", few)
 
 
-def judged(gold, slices=None, votes=(), extra=None):
+def judged(gold, slices=None, votes=(), extra=None, prompt="Who?"):
     places = range(len(gold))
     pairs = tuple((i, j) for i in places for j in places if gold[i] > gold[j])
-    return JudgedRow("", "Who?", ["x"] * len(gold), tuple(map(float, gold)), pairs, slices or {}, votes, extra or {})
+    return JudgedRow("", prompt, ["x"] * len(gold), tuple(map(float, gold)), pairs, slices or {}, votes, extra or {})
 
 
 def asked(golds, format="choices", slices=None, lengths=None, **columns):
+    columns = {"prompt": [f"Who is {i}?" for i in range(len(golds))]} | columns
     rows = [
         judged(gold, None if slices is None else slices[i], **{name: values[i] for name, values in columns.items()})
         for i, gold in enumerate(golds)
@@ -60,14 +61,14 @@ def random_sheet(rows=12, completions=4, seed=0):
 def test_completions_are_laid_end_to_end():
     found = asked([[1, 0], [0, 0, 1], [0.5, 0.5]])
     assert found.starts.tolist() == [0, 2, 5, 7]
-    assert list(zip(found.better, found.worse, found.prompt, strict=True)) == [(0, 1, 0), (4, 2, 1), (4, 3, 1)]
+    assert list(zip(found.better, found.worse, found.row, strict=True)) == [(0, 1, 0), (4, 2, 1), (4, 3, 1)]
     assert [part.tolist() for part in found.by_row(found.gold)] == [[1, 0], [0, 0, 1], [0.5, 0.5]]
     assert found.several and found.groups is not None and asked([[1, 0]] * 2).groups is None
 
 
 def test_rows_with_many_pairs_give_some_of_them():
     found = asked([list(range(11))] * 3)
-    assert np.bincount(found.prompt).tolist() == [MOST_PAIRS] * 3
+    assert np.bincount(found.row).tolist() == [MOST_PAIRS] * 3
     assert (found.gold[found.better] > found.gold[found.worse]).all()
     again = asked([list(range(11))] * 3)
     assert (again.better == found.better).all() and len(set(zip(found.better, found.worse, strict=True))) == 27
@@ -86,6 +87,41 @@ def test_accuracy_by_a_loop():
     assert found["accuracy over the longer completion"] == pytest.approx((right - longer) / n)
     assert means(baselines(given))["accuracy of the longer completion"] == pytest.approx(longer / n)
     assert means(baselines(given))["best found by chance"] == pytest.approx(0.25)
+
+
+def test_rows_of_one_prompt_are_resampled_together():
+    golds, prompts = [[1, 0], [0, 1]] * 20, [f"Who is {i // 8}?" for i in range(40)]  # five prompts of eight rows
+    subsets = [{"subset": "all", "section": "one", "category": "a"}] * 40
+    one, scores = asked(golds, slices=subsets, prompt=prompts), np.random.default_rng(0).normal(size=80)
+    assert one.prompt.tolist() == [i // 8 for i in range(40)]
+    rows = measure(one, Scores(scores, np.ones(80))).rows + compare_rows(one, Scores(scores), Scores(one.gold))
+    assert {row["n"] for row in rows} == {5}
+    found = new_data_rows((one, Scores(scores, np.ones(80))), (one, Scores(scores, np.ones(80))))
+    assert {row["n"] for row in found} == {10}  # the prompts of two files
+    for format in ("reward_bench", "rmb_pairwise", "auto_j"):
+        known = official_rows(asked([[1, 0]] * 40, format, subsets, prompt=prompts), scores)
+        assert known and {row["n"] for row in known} == {5}
+    several = asked([[1, 0, 0]] * 40, "rmb_best_of_n", subsets, prompt=prompts)
+    rows = baselines(several) + official_rows(several, np.arange(120.0) % 7)
+    assert {row["n"] for row in rows} == {5}
+
+
+def test_a_threshold_is_not_tried_on_prompts_that_it_was_chosen_on():
+    # All rows of a prompt have a margin of its own size, whose verdict a threshold can only know from that prompt.
+    golds, prompts = [[0.5, 0.5]] * 10 + [[1, 0]] * 10, ["a"] * 10 + ["b"] * 10
+    scores = np.concatenate([np.tile([2.0, 0.0], 10), np.tile([1.0, 0.0], 10)])
+    found = means(official_rows(asked(golds, "auto_j", prompt=prompts), scores))
+    assert found["agreement on three verdicts"] == 0.0
+    assert official_rows(asked(golds[:10], "auto_j", prompt=prompts[:10]), scores[:20]) == []
+
+
+def test_files_in_which_all_completions_tie():
+    given = asked([[1, 1, 1]] * 4)
+    found = means(measure(given, Scores(np.arange(12.0))).rows)
+    assert found["gold of the pick by score"] == 1.0 and "best found" not in found
+    assert baselines(given) == []
+    nobody = asked([[1, 0]] * 4, "pandalm", votes=[(0, 1, 2)] * 4)
+    assert official_rows(nobody, np.arange(8.0)) == []
 
 
 def test_a_constant_scorer_has_ties_only():
@@ -189,6 +225,8 @@ def test_official_numbers():
         [[1, 0, 0, 0]] * 2, "reward_bench_2", [{"subset": "Ties"}] * 2, extra=[{"id": "ref:1"}, {"id": "ref:2"}]
     )
     assert official_rows(alone, np.zeros(8)) == []  # a reference without its tied prompt
+    nameless = asked([[1, 0, 0, 0]], "reward_bench_2", [{"subset": "Ties"}], extra=[{"id": ""}])
+    assert official_rows(nameless, np.zeros(4)) == []
     correct = asked([[1, 0, 1, 0]] * 3, "ppe_correctness")
     found = means(official_rows(correct, np.tile([3.0, 0.0, 2.0, 1.0], 3)))
     assert found["PPE: 8 accuracy on conflict pairs"] == found["PPE: 9 ROC-AUC"] == 1.0

@@ -165,6 +165,8 @@ def test_error_rows_are_the_functions_with_intervals(pairs):
 def test_shift_gap_and_coverage_rows():
     rng = np.random.default_rng(4)
     inside, outside = rng.random(40), rng.random(30) + 0.5
+    grouped = shift_rows(inside, outside, np.repeat([0, 1], [inside.size, outside.size]))
+    assert means(grouped) == means(shift_rows(inside, outside)) and grouped[0]["n"] == 2
     found = means(shift_rows(inside, outside))
     assert found["AUROC out of distribution"] == pytest.approx(auroc(inside, outside))
     assert found["uncertainty out of distribution"] == pytest.approx(outside.mean())

@@ -89,10 +89,14 @@ def test_models_side_by_side_and_together(script, rewards, uncertain, files, tmp
     assert last["scores"][models[0]][0] is None and last["scores"][models[0]][1] is not None
     assert lines[5]["extra"] == {"secret": 5} and lines[5]["slices"] == {"subset": "a"}
     assert "cat 5" not in (config.out / "scores.jsonl").read_text()
-    # The ensemble is the average of the centred members; the uncertain folder has an uncertainty of its own.
-    several = [np.array([line["scores"][model] for line in lines if line["file"] == "graded"]) for model in models]
-    together = np.array([line["scores"]["ensemble"] for line in lines if line["file"] == "graded"])
-    np.testing.assert_allclose(together, np.mean([one - one.mean() for one in several], axis=0), atol=1e-4)
+    # The ensemble is the average of the members, centred on all completions of --data that all of them read.
+    scores = {model: [line["scores"][model] for line in lines] for model in (*models, "ensemble")}
+    flat = {model: np.array([one for row in rows for one in row], np.float64) for model, rows in scores.items()}
+    inside = np.array([line["file"] != "pairs" for line in lines for _ in line["gold"]])
+    read = inside & np.all([~np.isnan(flat[model]) for model in models], axis=0)
+    centred = [flat[model] - flat[model][read].mean() for model in models]
+    np.testing.assert_allclose(flat["ensemble"], np.mean(centred, axis=0), atol=1e-4)
+    # The uncertain folder has an uncertainty of its own.
     assert set(lines[0]["epistemic"]) == {models[2], "ensemble"}
     assert f"llmbar, {models[2]}: epistemic: AUROC of errors" in found
     assert f"llmbar, {models[0]}: epistemic: AUROC of errors" not in found
@@ -129,6 +133,21 @@ def test_bad_options_are_one_sentence_and_leave_no_folder(script, rewards, files
     with pytest.raises(ValueError, match=sentence):
         script.main(dataclasses.replace(config, **change))
     assert not config.out.exists()
+
+
+def test_files_in_the_folder_of_the_run_are_not_deleted(script, rewards, files, tmp_path):
+    for name in ("data", "out_of_distribution"):
+        given = {"data": (files["pairs"],)} | {name: (tmp_path / "run" / "new.jsonl",)}
+        with pytest.raises(ValueError, match=r"new\.jsonl lies in --out"):
+            script.main(script.Config(model=rewards[:1], out=tmp_path / "run", **given))
+
+
+def test_a_model_may_not_be_called_as_all_together_are(script, rewards, files, tmp_path):
+    (tmp_path / "ensemble").symlink_to(rewards[1])
+    config = script.Config(model=(rewards[0], str(tmp_path / "ensemble")), data=(files["pairs"],))
+    with pytest.raises(ValueError, match="is called 'ensemble'"):
+        script.check(dataclasses.replace(config, ensemble=True))
+    assert set(script.check(config)) == {*script.names(config.model)}
 
 
 def test_a_policy_has_no_reward_head(script, tiny_model, files, tmp_path):

@@ -63,6 +63,9 @@ def test_ensembles_end_higher_and_fall_less():
     assert found["best ensemble (seeds, WCO) minus plain: final gold"]
     assert found["seeds: fall of the mean minus that of WCO"]
     assert not found["seeds: fall of the mean minus that of UWO"]
+    # Plain PPO falls by 2: WCO falls less, UWO more.
+    assert found["seeds: fall of plain ppo minus that of WCO"]
+    assert not found["seeds: fall of plain ppo minus that of UWO"]
 
 
 def test_adapters_against_heads():

@@ -70,6 +70,13 @@ def test_only_the_second_half_of_a_run_counts_as_optimised(panel):
     np.testing.assert_array_equal(found["optimised_auroc"], 0.5)
 
 
+def test_new_prompts_are_not_taken_for_optimised_responses(panel):
+    doubt = np.zeros(panel.gold.shape)
+    doubt[:, 120:] = 1.0  # all answers to held-out prompts, the initial policy's too
+    found = measure(panel, {"mean": panel.gold, "epistemic": doubt}, np.ones(2)).values
+    np.testing.assert_array_equal(found["optimised_auroc"], 0.5)
+
+
 def test_margins_are_calibrated_in_their_own_unit(panel):
     scores = {"mean": np.zeros_like(panel.gold)}
     scores["mean"][:, PARTS["chosen"]] = 1.0
