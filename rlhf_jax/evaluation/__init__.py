@@ -4,7 +4,7 @@
 `trajectories` measures the fall from the peak and compares runs at matched KL; `frontier` compares algorithms at equal
 samples and at equal KL; `figures` draws.
 
-Of reward models: `calibration`, `uncertainty` (does it know where it errs?), `judging`, `verdicts` and `official_scores`
+Of reward models: `calibration`, `uncertainty` (does it know where it errs?), `judging`, `verdicts`, `official_scores`
 (benchmarks), `ppe`, `length` (is it length that is rewarded?), `mismatch` (does its accuracy tell what a policy will
 gain?); `sheets` and `model_measures` put them together for one file of judged rows, `model_report` shows them;
 `uncertainty_figures` compares kinds of them.
