@@ -13,6 +13,8 @@ deviations under the initial policy. All rules and seeds of a kind and an algori
 
 Two CPU cores: `quick` 138 s, `full` 23 minutes beside other work; docs/reward_models.md has what came out.
 
+Two CPU cores: `quick` 138 s, `full` 23 minutes beside other work; docs/reward_models.md has what came out.
+
 It leaves `tables.md`, `metrics.jsonl`, `figures/kinds.png`, `figures/policies.png` and `summary.json`, whose checks are
 what the papers claim.
 """
