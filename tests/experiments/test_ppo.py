@@ -121,7 +121,7 @@ def test_a_function_gets_texts_and_columns_and_an_adapter_is_exported(script, co
     ("change", "sentence"),
     [
         ({"reward": ()}, "--reward is missing"),
-        ({"reward": ("nowhere",)}, "there is no folder nowhere"),
+        ({"reward": ("nowhere",), "rule": "mean"}, "there is no folder nowhere"),
         ({"reward": ("absent_module:f",)}, "absent_module"),
         ({"rule": "mean", "penalty": 0.5}, "the rule mean has no coefficient"),
         ({"rule": "advpo"}, "--rule advpo needs --preferences FILE"),
@@ -158,5 +158,5 @@ def test_a_reward_model_of_another_vocabulary_is_refused(script, config, rewards
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ValueError, match=r"another vocabulary than the policy .2 tokens differ"):
-        script.main(dataclasses.replace(config, reward=(str(folder),)))
+        script.main(dataclasses.replace(config, reward=(str(folder),), rule="mean"))
     assert not config.out.exists()

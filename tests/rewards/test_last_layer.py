@@ -287,7 +287,7 @@ def test_jit_lanes_of_radii_and_bfloat16_features():
         np.testing.assert_allclose(rewards[lane], expected, rtol=1e-4, atol=1e-5)
     assert all(value.dtype == jnp.float32 for value in metrics.values())
     step(states)  # the new state has the structure and dtypes of the old one
-    assert step._cache_size() == 1
+    assert step._cache_size() <= 1  # 0 where JAX keeps no fast path, which it may do in a long run of tests
     exact = advpo_rewards(data, 2.0)[0]
     data["score"] = data["score"].replace(features=data["score"].features.astype(jnp.bfloat16))
     rewards = advpo_rewards(data, 2.0)[0]
