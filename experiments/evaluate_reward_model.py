@@ -11,13 +11,14 @@ Files are JSON, JSONL or Parquet, or folders of them, in the format of a benchma
 PPE, JudgeBench, LLMBar, PandaLM, Auto-J, AlpacaEval best-of-n, WebGPT comparisons) or plain: `chosen` and `rejected`,
 or `prompt`, `completions` and `gold`. The format is told from the columns, see `rlhf_jax.data.judged`.
 
-OUT/summary.json has every number with its 95 % interval over prompts, OUT/scores.jsonl a line a row with the scores of
-all models (and none of the texts judged), OUT/figures/report.png one page of figures, OUT/report.html that page with
-all tables, in one file. Where a completion is too long to be read, its row is left out for all models, and counted.
+A short table is printed, a line a model and file. OUT/summary.json has every number with its 95 % interval over
+prompts, OUT/scores.jsonl a line a row with the scores of all models (and none of the texts judged), OUT/report.html and
+OUT/figures/report.png a page. Where a completion is too long to be read, its row is left out for all, and counted.
 """
 
 import dataclasses
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -28,7 +29,9 @@ from rlhf_jax.data.judged import Judged, as_candidates, load_judged
 from rlhf_jax.data.tokenization import Examples, describe_dropped
 from rlhf_jax.evaluation.judging import Rows
 from rlhf_jax.evaluation.model_measures import baselines, compare_rows, measure, mismatch_rows, new_data_rows
-from rlhf_jax.evaluation.model_report import FileReport, report_figure, report_html
+from rlhf_jax.evaluation.model_report import report_figure, report_html
+from rlhf_jax.evaluation.official_scores import rmb_score_rows
+from rlhf_jax.evaluation.overview import FileReport, print_overview
 from rlhf_jax.evaluation.sheets import Scores, Sheet, sheet
 from rlhf_jax.evaluation.statistics import row
 from rlhf_jax.parallel.distributed import Distributed
@@ -47,11 +50,13 @@ from rlhf_jax.training.devices import on_devices
 from rlhf_jax.training.json_lines import write_lines
 from rlhf_jax.training.options import Dtype, RunOptions, SourceOptions, check_options
 from rlhf_jax.training.progress import ProgressReport
-from rlhf_jax.training.reward_folders import check_same_tokenizer
+from rlhf_jax.training.reward_folders import check_same_tokenizer, kind_in
 from rlhf_jax.training.samples import readable
 from rlhf_jax.training.sources import Source, open_source
 
 ENSEMBLE = "ensemble"
+# Kinds that are taught ratings, in whose units their margins are: these are no log-odds.
+RATED = {"gaussian", "gaussian_ensemble", "quantile"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +200,14 @@ def score_all(config: Config, read: dict[str, SourceOptions], files: dict[str, J
     return [File(name, judged, made[name].counts, found[name]) for name, judged in files.items()]
 
 
-def asked_of(file: File) -> Asked:
+def states_of(read: dict[str, SourceOptions], ensemble: bool) -> dict[str, str | None]:
+    """What the margins of each model say, see `Scores.states`; of models of both sorts together nothing."""
+    states = {model: "ratings" if kind_in(options.model) in RATED else "log_odds" for model, options in read.items()}
+    sorts = set(states.values())
+    return states | ({ENSEMBLE: sorts.pop() if len(sorts) == 1 else None} if ensemble else {})
+
+
+def asked_of(file: File, states: dict[str, str | None]) -> Asked:
     """What is evaluated: the rows that all models read."""
     read = np.all([~np.isnan(scores.mean) for scores in file.scores.values()], axis=0)
     ends = np.cumsum([0, *file.counts])
@@ -207,15 +219,11 @@ def asked_of(file: File) -> Asked:
     inside = np.concatenate([np.arange(ends[i], ends[i + 1]) for i in kept])
     rows = [file.judged.rows[i] for i in kept]
     lengths = [float(len(readable(completion))) for one in rows for completion in one.completions]
-    scores = {
-        model: Scores(
-            **{
-                part: None if values is None else values[..., inside].astype(np.float64)
-                for part, values in one._asdict().items()
-            }
-        )
-        for model, one in file.scores.items()
-    }
+    scores = {}
+    for model, one in file.scores.items():
+        known = {part: values for part, values in one._asdict().items() if values is not None}
+        known = {part: values[..., inside].astype(np.float64) for part, values in known.items()}
+        scores[model] = Scores(**known, states=states[model])
     return Asked(sheet(file.name, file.judged.format, rows, lengths), scores)
 
 
@@ -238,6 +246,15 @@ def new_data(asked: Asked, outside: Sequence[Asked]) -> Rows:
         for other in outside
         for model, scores in asked.scores.items()
         for one in new_data_rows((asked.sheet, scores), (other.sheet, other.scores[model]))
+    ]
+
+
+def rmb_scores(asked: Sequence[Asked]) -> Rows:
+    """RMB's score of each model over all files of RMB, see `rmb_score_rows`."""
+    return [
+        one | {"name": f"all files of RMB, {model}: {one['name']}"}
+        for model in asked[0].scores
+        for one in rmb_score_rows([each.sheet for each in asked], [each.scores[model] for each in asked])
     ]
 
 
@@ -295,11 +312,13 @@ def evaluate(config: Config) -> dict:
         for name, path in zip(names(paths), paths, strict=True)
     }
     scored = score_all(config, read, files)
-    asked = [asked_of(file) for file in scored]
+    states = states_of(read, config.ensemble)
+    asked = [asked_of(file, states) for file in scored]
     inside, outside = asked[: len(config.data)], asked[len(config.data) :]
     with ProgressReport("measuring", len(inside) * len(inside[0].scores)) as progress:
         reports = [report_of(file, one, progress) for file, one in zip(scored, inside, strict=False)]
     others = {
+        "RMB": rmb_scores(inside),
         "new data": [one for each in inside for one in new_data(each, outside)],
         "objective mismatch, over models": mismatch_rows({one.name: list(one.models.values()) for one in reports}),
     }
@@ -316,7 +335,12 @@ def evaluate(config: Config) -> dict:
         return str(folder.path)
 
     on_first(write, "writing the report")
-    return run_folder.conclude(folder, table_of(reports, others), [], began, clock.seconds)
+    table = table_of(reports, others)
+    result = run_folder.summary(folder, table, [], time.monotonic() - began, clock.seconds)
+    run_folder.write_summary(folder, result)
+    print_overview(reports, others.get("RMB", []))
+    print(f"All {len(table)} numbers are in summary.json and report.html.", flush=True)
+    return result
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def _pandalm(fields: dict, place: str) -> Answers:
     named = sorted((name for name in fields if re.fullmatch(r"annotator\d+", name)), key=lambda name: int(name[9:]))
     votes = tuple(fields[name] for name in named)
     prompt = CONVERTERS["instructions"]({name: fields.get(name) for name in ("instruction", "input")}, place)["prompt"]
-    gold = _voted(majority([_checked(vote, (0, 1, 2)) for vote in votes]), (0, 1, 2))
+    gold = _voted(plurality([_checked(vote, (0, 1, 2)) for vote in votes]), (0, 1, 2))
     # A few of the published responses are the JSON value true, written for the text True.
     said = [
         str(answer) if isinstance(answer, bool) else answer for answer in (fields["response1"], fields["response2"])
@@ -188,11 +188,13 @@ def _instruction_pair(fields: dict, place: str) -> Answers:
     return _answers(row["prompt"], [row["chosen"], row["rejected"]], (1.0, 0.0))
 
 
-def majority(votes: list[int]) -> int:
-    """What most annotators said; where no answer has more votes than every other, 0: a tie.
+def plurality(votes: list[int]) -> int:
+    """The answer with more votes than every other, or 0, a tie, where there is none.
+
+    It need not be a majority, more than half of the votes, which is what PandaLM's labels in `evaluation.verdicts` are.
 
     Example:
-        >>> majority([1, 2, 1]), majority([0, 1, 2]), majority([2])
+        >>> plurality([1, 2, 1]), plurality([0, 1, 2]), plurality([2])
         (1, 0, 2)
     """
     counts = {vote: votes.count(vote) for vote in votes}

@@ -6,8 +6,8 @@ samples and at equal KL; `figures` draws.
 
 Of reward models: `calibration`, `uncertainty` (does it know where it errs?), `judging`, `verdicts`, `official_scores`
 (benchmarks), `ppe`, `length` (is it length that is rewarded?), `mismatch` (does its accuracy tell what a policy will
-gain?); `sheets` and `model_measures` put them together for one file of judged rows, `model_report` shows them;
-`uncertainty_figures` compares kinds of them.
+gain?); `sheets` and `model_measures` put them together for one file of judged rows, `overview` and `model_report` show
+them; `uncertainty_figures` compares kinds of them.
 
 All of it runs on the host, in float64, on numbers that a run has left behind.
 """

@@ -161,7 +161,7 @@ def reward_bench_rows(right: Float[np.ndarray, " n"], subset: Labels, section: L
     return rows + slice_rows(right, subset, prompt)
 
 
-def reward_bench_2_rows(scores: Ragged, gold: Ragged, subset: Labels, ids: Labels) -> Rows:
+def reward_bench_2_rows(scores: Ragged, gold: Ragged, subset: Labels, ids: Labels, prompt: Any = None) -> Rows:
     """Rows of RewardBench 2: accuracy of each subset by `best_right` (ties share), `ties_scores`, and their mean.
 
     Args:
@@ -169,12 +169,21 @@ def reward_bench_2_rows(scores: Ragged, gold: Ragged, subset: Labels, ids: Label
         gold: 1 for a good completion, 0 for a bad one.
         subset: subset of each prompt, [P].
         ids: of each prompt; in the subset Ties "ref:NAME" (one good answer) and "tied:NAME" (several).
+        prompt: the prompt of each row, if prompts with several are to be resampled; a pair of Ties goes with the one
+            of its reference.
     """
-    subset, values, names = np.asarray(subset), [], []
+    subset, values, names, groups = np.asarray(subset), [], [], []
+    of = np.arange(len(subset)) if prompt is None else np.asarray(prompt)
     for one in np.unique(subset):
         inside = np.flatnonzero(subset == one)
         part = [scores[i] for i in inside], [gold[i] for i in inside]
-        values.append(ties_scores(*part, [ids[i] for i in inside]) if one == "Ties" else best_right(*part))
+        if one == "Ties":
+            here = [str(ids[i]) for i in inside]
+            values.append(ties_scores(*part, here))
+            inside = [inside[here.index(f"ref:{name}")] for name in ties_pairs(here)]
+        else:
+            values.append(best_right(*part))
+        groups.append(of[inside])
         names.append(f"RewardBench 2 {one}")
     place = np.repeat(np.arange(len(values)), [len(value) for value in values])
 
@@ -183,7 +192,19 @@ def reward_bench_2_rows(scores: Ragged, gold: Ragged, subset: Labels, ids: Label
         return np.append(by_subset, np.nanmean(by_subset))
 
     labels = [*names, f"RewardBench 2, mean of {len(names)} subsets"]
-    return bootstrap_rows(labels, "", statistic, np.concatenate(values), place)
+    whole = None if prompt is None else np.concatenate(groups)
+    return bootstrap_rows(labels, "", statistic, np.concatenate(values), place, groups=whole)
+
+
+def ties_pairs(ids: Labels) -> list[str]:
+    """The names, in order, of which both the reference prompt and the tied prompt are there.
+
+    Example:
+        >>> ties_pairs(["tied:b", "ref:b", "ref:a"])
+        ['b']
+    """
+    kinds = [{str(one).removeprefix(kind) for one in ids if str(one).startswith(kind)} for kind in ("ref:", "tied:")]
+    return sorted(kinds[0] & kinds[1])
 
 
 def ties_scores(scores: Ragged, gold: Ragged, ids: Labels) -> Float[np.ndarray, " pairs"]:
@@ -217,7 +238,7 @@ def ties_scores(scores: Ragged, gold: Ragged, ids: Labels) -> Float[np.ndarray, 
             raise ValueError(f"a prompt of the subset Ties is named ref:NAME or tied:NAME; one is {str(name)!r}")
         best = values[good > 0].astype(np.float64)
         gaps[kind][rest] = float(best.min() - values[good <= 0].max()), float(best.max() - best.min())
-    both = sorted(gaps["ref"].keys() & gaps["tied"].keys())
+    both = ties_pairs(ids)
     if not both:
         raise ValueError("no reference prompt of the subset Ties stands beside its tied prompt; give the whole subset")
     reference = np.array([gaps["ref"][name][0] for name in both])

@@ -205,28 +205,29 @@ def pair_length_rows(margin: Numbers, chosen: Lengths, rejected: Lengths, groups
     return bootstrap_rows(names, "", statistic, margin.astype(np.float64), difference, groups=groups)
 
 
-def response_length_rows(rewards: Ragged, lengths: Ragged) -> Rows:
+def response_length_rows(rewards: Ragged, lengths: Ragged, prompt: Any = None) -> Rows:
     """Rows of the summary on several responses a prompt: correlation of reward and length, within and over prompts.
 
     Args:
-        rewards: one array a prompt.
+        rewards: one array a row.
         lengths: of the same responses, as floats.
+        prompt: the prompt of each row, if prompts with several rows are to be resampled; None: each has its own.
 
     Returns:
         Mean Pearson correlation within a prompt, Pearson and Spearman correlation over all responses; prompts are
         resampled, whole.
     """
-    prompt = np.repeat(np.arange(len(rewards)), [one.size for one in rewards])
+    place = np.arange(len(rewards)) if prompt is None else np.asarray(prompt)
     within = within_prompt_correlation(rewards, lengths)
-    known = within[~np.isnan(within)]
-    rows = (
-        bootstrap_rows(["Pearson correlation of reward and length within a prompt"], "", np.mean, known)
-        if known.size
-        else []
-    )
+    known, rows = ~np.isnan(within), []
+    if known.any():
+        name = "Pearson correlation of reward and length within a prompt"
+        groups = None if prompt is None else place[known]
+        rows = bootstrap_rows([name], "", np.mean, within[known], groups=groups)
     names = ["Pearson correlation of reward and length", "Spearman correlation of reward and length"]
     flat = (np.concatenate(list(part)).astype(np.float64) for part in (rewards, lengths))
-    return rows + bootstrap_rows(names, "", lambda r, n: (pearson(r, n), spearman(r, n)), *flat, groups=prompt)
+    whole = np.repeat(place, [one.size for one in rewards])
+    return rows + bootstrap_rows(names, "", lambda r, n: (pearson(r, n), spearman(r, n)), *flat, groups=whole)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -14,16 +14,16 @@ from rlhf_jax.evaluation.judging import Rows, best_right, chance, pair_right, sl
 from rlhf_jax.evaluation.length import pair_length_rows, response_length_rows
 from rlhf_jax.evaluation.mismatch import mismatch_report
 from rlhf_jax.evaluation.official_scores import official_rows
-from rlhf_jax.evaluation.picks import pick_rows
+from rlhf_jax.evaluation.picks import pick_rows, trivial_pick_rows
 from rlhf_jax.evaluation.ppe import best_of_k
-from rlhf_jax.evaluation.sheets import TRIVIAL, Scores, Sheet, uncertainties
+from rlhf_jax.evaluation.sheets import TRIVIAL, Scores, Sheet, margins, stated_log_odds, uncertainties
 from rlhf_jax.evaluation.statistics import bootstrap_rows
 from rlhf_jax.evaluation.uncertainty import (
     CoverageCurve,
     accuracy_coverage,
+    error_auroc,
     error_rows,
     gap_rows,
-    moderated_margin,
     shift_rows,
 )
 
@@ -38,10 +38,10 @@ class Measured:
     Attributes:
         rows: rows of the summary.
         slices: by division, the accuracy of each slice as a row, whose name is the slice alone.
-        reliability: the calibration of its margins; None where there are no pairs.
+        reliability: the calibration of the probabilities that it states; None where there are none.
         coverage: by uncertainty, accuracy against the share of pairs kept.
-        best_of_n: gold of the best of n by score: columns n, mean, low, high, [n, 4]; None where a row has fewer than
-            three completions.
+        best_of_n: gold that the best of n by score gains over a random pick: columns n, mean, low, high, [n, 4]; None
+            where a row has fewer than three completions.
     """
 
     rows: Rows
@@ -53,32 +53,44 @@ class Measured:
 
 def measure(asked: Sheet, scores: Scores) -> Measured:
     """Everything that is measured of one model on one file; see `Measured`."""
-    margin = scores.mean[asked.better] - scores.mean[asked.worse]
+    margin = margins(asked, scores)
     rows, slices, curves, bins = [], {}, {}, None
     if margin.size:
         right = pair_right(margin, np.zeros_like(margin))
         rows += _accuracy_rows(asked, margin, right)
         slices = _slices(asked, right)
         rows += [row | {"name": f"accuracy, {name} = {row['name']}"} for name, part in slices.items() for row in part]
-        bins = reliability(margin)
-        rows += _calibration_rows(asked, margin, "")
+        for name, log_odds in stated_log_odds(asked, scores).items():
+            bins = bins or reliability(log_odds)
+            rows += _calibration_rows(asked, log_odds, f", {name}" if name else "")
         for name, values in uncertainties(asked, scores).items():
             rows += _named(name, error_rows(right, values, asked.groups))
+            rows += [] if name == TRIVIAL else _named(name, _over_trivial_rows(asked, margin, right, values))
             curves[name] = accuracy_coverage(right, values)
-            if name != TRIVIAL:
-                rows += _calibration_rows(asked, moderated_margin(margin, values), f", margins moderated by {name}")
     rows += _several_rows(asked, scores)
-    rows += official_rows(asked, scores.mean)
+    rows += official_rows(asked, scores)
     rows += _length_rows(asked, scores.mean, margin)
     return Measured(rows, slices, bins, curves, _best_of_n(asked, scores.mean))
 
 
 def baselines(asked: Sheet) -> Rows:
-    """What needs no model: the longer completion, and chance."""
+    """What needs no model: the longer completion, the first one and chance; of several a random, the longest, the best.
+
+    There is no row on the first position where it is the format that puts the better completion there, as it does if
+    no pair has it second.
+    """
     rows = []
     if asked.better.size:
-        right = pair_right(asked.lengths[asked.better], asked.lengths[asked.worse])
-        rows += bootstrap_rows(["accuracy of the longer completion"], "", np.mean, right, groups=asked.groups)
+        longer = pair_right(asked.lengths[asked.better], asked.lengths[asked.worse])
+        named, first = {"longer completion": longer}, asked.better < asked.worse
+        if not first.all():
+            named["first position"] = first.astype(np.float64)
+        names = [f"accuracy of the {name}" for name in named]
+        table = np.stack([*named.values(), np.full(first.size, 0.5)], axis=1)
+        names.append("accuracy of chance")
+        rows += bootstrap_rows(names, "", lambda part: part.mean(axis=0), table, groups=asked.groups)
+    if asked.several:
+        rows += trivial_pick_rows(asked.by_row(asked.lengths), asked.by_row(asked.gold), asked.row_groups)
     if asked.several and (kept := _decided(asked)):
         groups = _kept_groups(asked, kept)
         gold = [asked.by_row(asked.gold)[i] for i in kept]
@@ -162,13 +174,23 @@ def _accuracy_rows(asked: Sheet, margin: np.ndarray, right: np.ndarray) -> Rows:
     return bootstrap_rows(names, "", statistic, right, strict, longer, groups=asked.groups)
 
 
-def _calibration_rows(asked: Sheet, margin: np.ndarray, suffix: str) -> Rows:
-    def statistic(margin: np.ndarray) -> list[float]:
-        bins = reliability(margin)
+def _over_trivial_rows(asked: Sheet, margin: np.ndarray, right: np.ndarray, values: np.ndarray) -> Rows:
+    """How much better an uncertainty finds the errors than −|margin|, on the same pairs."""
+
+    def statistic(right: np.ndarray, values: np.ndarray, trivial: np.ndarray) -> float:
+        return error_auroc(right, values) - error_auroc(right, trivial)
+
+    name = f"AUROC of errors over {TRIVIAL}"
+    return bootstrap_rows([name], "", statistic, right, values, -np.abs(margin), groups=asked.groups)
+
+
+def _calibration_rows(asked: Sheet, log_odds: np.ndarray, suffix: str) -> Rows:
+    def statistic(log_odds: np.ndarray) -> list[float]:
+        bins = reliability(log_odds)
         return [bins.expected_error, bins.average_error, bins.largest_error]
 
     names = [f"{name}{suffix}" for name in ("ECE", "ACE", "MCE")]
-    return bootstrap_rows(names, "", statistic, margin, groups=asked.groups)
+    return bootstrap_rows(names, "", statistic, log_odds, groups=asked.groups)
 
 
 def _slices(asked: Sheet, right: np.ndarray) -> dict[str, Rows]:
@@ -208,7 +230,7 @@ def _several_rows(asked: Sheet, scores: Scores) -> Rows:
     rows = []
     for name, ties in (("best found", "share"), ("best found, ties wrong", "strict")) if kept else ():
         rows += bootstrap_rows([name], "", np.mean, best_right(ours, gold, ties), groups=_kept_groups(asked, kept))
-    rows += pick_rows(*(asked.by_row(values) for values in (scores.mean, asked.lengths, asked.gold)))
+    rows += pick_rows(*(asked.by_row(values) for values in (scores.mean, asked.lengths, asked.gold)), asked.row_groups)
     if _graded(asked):
         error = _standard(scores.mean) - _standard(asked.gold)
         prompt = np.repeat(asked.prompt, np.diff(asked.starts))
@@ -228,12 +250,15 @@ def _length_rows(asked: Sheet, mean: np.ndarray, margin: np.ndarray) -> Rows:
     if margin.size:
         rows += pair_length_rows(margin, asked.lengths[asked.better], asked.lengths[asked.worse], asked.groups)
     if asked.several:
-        rows += response_length_rows(asked.by_row(mean), asked.by_row(asked.lengths))
+        rows += response_length_rows(asked.by_row(mean), asked.by_row(asked.lengths), asked.row_groups)
     return _named("length", rows)
 
 
 def _best_of_n(asked: Sheet, mean: np.ndarray) -> np.ndarray | None:
-    """Gold of the best of n, n = 1 … the fewest completions of a row, each by exact expectation over subsets."""
+    """Gold that the best of n gains, n = 1 … the fewest completions of a row, each by exact expectation over subsets.
+
+    As a difference within a row: how good all completions of a prompt are is no part of what models differ in.
+    """
     counts = np.diff(asked.starts)
     if counts.min() < 3:
         return None
@@ -242,7 +267,7 @@ def _best_of_n(asked: Sheet, mean: np.ndarray) -> np.ndarray | None:
     for count in np.unique(counts):
         inside = np.flatnonzero(counts == count)
         found = best_of_k(np.stack([ours[i] for i in inside]), np.stack([gold[i] for i in inside]))
-        curves[inside] = found[:, :most]
+        curves[inside] = found[:, :most] - found[:, :1]
     rows = bootstrap_rows(
         [str(n) for n in range(1, most + 1)], "", lambda part: part.mean(axis=0), curves, groups=asked.row_groups
     )

@@ -92,16 +92,17 @@ def ratings(wins: Float[np.ndarray, "*draws A A"], prior: float = PRIOR) -> Floa
     raise ValueError("the ratings did not converge in 100 steps; raise the prior")
 
 
-def human_rows(battles: Battles, domain: Labels | None = None, draws: int = 200) -> Rows:
-    """Rows of metrics 1–7, and Brier score and ECE of the pairs themselves, on the human preference set.
+def human_rows(battles: Battles, domain: Labels | None = None, draws: int = 200, prompt: Any = None) -> Rows:
+    """Rows of metrics 1–7 on the human preference set.
 
-    Intervals of pair-level numbers resample battles, those of metrics 2–7 models. (A correlation of rankings that are
+    Intervals of metric 1 resample battles (prompts), those of metrics 2–7 models. (A correlation of rankings that are
     refitted on resampled battles is biased downwards by the noise that resampling adds.)
 
     Args:
         battles: the comparisons.
         domain: domain of each battle (language, category), for accuracy by domain, its mean and its least; or None.
         draws: bootstrap draws of the ratings, for metrics 5–7.
+        prompt: the prompt of each battle, if prompts with several are to be resampled.
 
     Raises:
         ValueError: no battle has a winner, fewer than three models, or as `pair_right`.
@@ -111,14 +112,11 @@ def human_rows(battles: Battles, domain: Labels | None = None, draws: int = 200)
     if not decided.any() or size < 3:
         raise ValueError("human preferences need battles with a winner between at least three models")
     chosen, rejected = _ordered(scores, people)[decided].T
-    right = pair_right(chosen, rejected)
+    right, groups = pair_right(chosen, rejected), None if prompt is None else np.asarray(prompt)[decided]
     machine = pair_right(scores[:, 0], scores[:, 1])
-    rows = bootstrap_rows(["1 pairwise accuracy"], "", np.mean, right)
+    rows = bootstrap_rows(["1 pairwise accuracy"], "", np.mean, right, groups=groups)
     if domain is not None:
-        rows += domain_rows("1 pairwise accuracy", right, np.asarray(domain)[decided])
-    rows += bootstrap_rows(["pair-level Brier score"], "", np.mean, pair_brier(scores, people))
-    margin = np.subtract(chosen, rejected, dtype=np.float64)
-    rows += bootstrap_rows(["pair-level ECE"], "", lambda part: reliability(part).expected_error, margin)
+        rows += domain_rows("1 pairwise accuracy", right, np.asarray(domain)[decided], groups)
 
     first = machine, people
     a, b = ratings(np.stack([_wins(models, side, size) for side in first]))
@@ -142,6 +140,28 @@ def human_rows(battles: Battles, domain: Labels | None = None, draws: int = 200)
         "7 Brier score of rankings",
     ]
     return rows + bootstrap_rows(names, "", over_models, np.arange(size))
+
+
+def battle_calibration_rows(battles: Battles, prompt: Any = None) -> Rows:
+    """Rows of the Brier score and the ECE of sigmoid(margin) on the battles; for scores whose margins are log-odds.
+
+    Args:
+        battles: the comparisons; the ECE is over those with a winner.
+        prompt: as in `human_rows`.
+
+    Raises:
+        ValueError: no battle has a winner, or a score is not finite.
+    """
+    _, people, scores = battles
+    decided = people != 0.5
+    chosen, rejected = _ordered(scores, people)[decided].T
+    margin = np.subtract(chosen, rejected, dtype=np.float64)
+    groups = None if prompt is None else np.asarray(prompt)
+    rows = bootstrap_rows(["pair-level Brier score"], "", np.mean, pair_brier(scores, people), groups=groups)
+    inside = None if groups is None else groups[decided]
+    return rows + bootstrap_rows(
+        ["pair-level ECE"], "", lambda part: reliability(part).expected_error, margin, groups=inside
+    )
 
 
 def confidence(
@@ -228,6 +248,7 @@ def correctness_rows(
     correct: Float[np.ndarray, "Q K"],
     pairs: Sequence[Int[np.ndarray, "_ 2"]],
     domain: Labels | None = None,
+    prompt: Any = None,
 ) -> Rows:
     """Rows of metrics 8–12 on the correctness set, with intervals over prompts.
 
@@ -236,6 +257,8 @@ def correctness_rows(
         correct: 1 where the completion is right, 0 where not, float [Q, K].
         pairs: conflict pairs of each prompt, int [pairs, 2]: one right and one wrong completion in either order.
         domain: of each prompt; with it, every metric by domain, its mean and its worst over domains. Or None.
+        prompt: the prompt of each of the Q rows, if some are of one prompt (the set has four models' completions of
+            each) and prompts are to be resampled, [Q].
 
     Raises:
         ValueError: no prompts, a pair whose two completions are equally right, or a score that is not finite.
@@ -259,7 +282,7 @@ def correctness_rows(
         )
 
     data = won, count, area, curve, oracle
-    rows = bootstrap_rows(names, "", statistic, *data)
+    rows = bootstrap_rows(names, "", statistic, *data, groups=prompt)
     if domain is None:
         return rows
     labels, place = np.unique(np.asarray(domain), return_inverse=True)
@@ -271,10 +294,10 @@ def correctness_rows(
 
     places = [*labels, "mean over domains", "worst domain"]
     full = [f"{name}: {one}" for one in places for name in names]
-    return rows + bootstrap_rows(full, "", by_domain, place, *data)
+    return rows + bootstrap_rows(full, "", by_domain, place, *data, groups=prompt)
 
 
-def domain_rows(name: str, values: Float[np.ndarray, " n"], domain: Labels) -> Rows:
+def domain_rows(name: str, values: Float[np.ndarray, " n"], domain: Labels, prompt: Any = None) -> Rows:
     """Rows with the mean by domain, the mean over domains, and the least and the lower quartile of domains.
 
     The low quantiles predict what a policy trained on the scores is worth better than the mean does (the paper).
@@ -283,6 +306,7 @@ def domain_rows(name: str, values: Float[np.ndarray, " n"], domain: Labels) -> R
         name: what is measured.
         values: larger is better, float [n].
         domain: of each value, [n].
+        prompt: the prompt of each value, if prompts with several are to be resampled.
     """
     labels, place = np.unique(np.asarray(domain), return_inverse=True)
 
@@ -294,7 +318,7 @@ def domain_rows(name: str, values: Float[np.ndarray, " n"], domain: Labels) -> R
         return np.concatenate([full, [means.mean(), means.min(), np.quantile(means, 0.25)]])
 
     names = [*labels, "mean over domains", "least domain", "lower quartile of domains"]
-    return bootstrap_rows([f"{name}: {one}" for one in names], "", statistic, values, place)
+    return bootstrap_rows([f"{name}: {one}" for one in names], "", statistic, values, place, groups=prompt)
 
 
 def _wins(models: np.ndarray, first: np.ndarray, size: int) -> np.ndarray:

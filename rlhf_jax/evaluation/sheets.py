@@ -2,16 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from rlhf_jax.data.judged import JudgedRow
-from rlhf_jax.evaluation.uncertainty import margin_spread, pair_uncertainty
+from rlhf_jax.evaluation.calibration import moderated_margin, rating_log_odds
+from rlhf_jax.evaluation.uncertainty import log_wrong_sign, margin_spread, pair_uncertainty
 
 Numbers = Float[np.ndarray, " N"]
 TRIVIAL = "-|margin|"
 """The name of the uncertainty that every model has: how small the margin of a pair is."""
+WRONG_SIGN = "wrong sign by "
+"""What begins the names of the uncertainties that weigh another one against the margin."""
 MOST_PAIRS = 9
 """Most pairs of one row that are compared."""
 
@@ -73,12 +77,15 @@ class Scores:
         epistemic: [N], or None.
         aleatoric: [N], or None.
         members: [M, N], or None.
+        states: what margins say of a pair: "log_odds" of the first being preferred; a difference of "ratings", which
+            with their deviations gives a probability; or None: nothing that could be calibrated.
     """
 
     mean: Numbers
     epistemic: Numbers | None = None
     aleatoric: Numbers | None = None
     members: Float[np.ndarray, "M N"] | None = None
+    states: Literal["log_odds", "ratings"] | None = "log_odds"
 
 
 def sheet(name: str, format: str, rows: Sequence[JudgedRow], lengths: Sequence[int | float]) -> Sheet:
@@ -117,11 +124,14 @@ def _few(pairs: Sequence[tuple[int, int]], generator: np.random.Generator) -> Se
     return [pairs[i] for i in np.sort(generator.choice(len(pairs), MOST_PAIRS, replace=False))]
 
 
-def uncertainties(asked: Sheet, scores: Scores) -> dict[str, np.ndarray]:
-    """Every uncertainty of the pairs that a model has, by name, larger for a less certain pair."""
-    sides = asked.better, asked.worse
-    margin = scores.mean[asked.better] - scores.mean[asked.worse]
-    found = {TRIVIAL: -np.abs(margin)}
+def margins(asked: Sheet, scores: Scores) -> np.ndarray:
+    """Score of the better less that of the worse completion of each pair, float64 [P]."""
+    return scores.mean[asked.better] - scores.mean[asked.worse]
+
+
+def deviations(asked: Sheet, scores: Scores) -> dict[str, np.ndarray]:
+    """Every standard deviation of the margins of pairs that a model states, by name, float64 [P]."""
+    sides, found = (asked.better, asked.worse), {}
     if scores.members is not None:
         found["epistemic"] = margin_spread(*(scores.members[:, side] for side in sides))
     elif scores.epistemic is not None:
@@ -129,3 +139,34 @@ def uncertainties(asked: Sheet, scores: Scores) -> dict[str, np.ndarray]:
     if scores.aleatoric is not None:
         found["aleatoric"] = pair_uncertainty(*(scores.aleatoric[side] for side in sides))
     return found
+
+
+def uncertainties(asked: Sheet, scores: Scores) -> dict[str, np.ndarray]:
+    """Every uncertainty of the pairs that a model has, by name, larger for a less certain pair.
+
+    The trivial one; each of `deviations`; and, as a small error turns a small margin, each of them as the chance that
+    the margin has the wrong sign.
+    """
+    margin, found = margins(asked, scores), deviations(asked, scores)
+    signs = {f"{WRONG_SIGN}{name}": log_wrong_sign(margin, values) for name, values in found.items()}
+    return {TRIVIAL: -np.abs(margin), **found, **signs}
+
+
+def stated_log_odds(asked: Sheet, scores: Scores) -> dict[str, np.ndarray]:
+    """Log-odds of the probabilities that a model gives the better completion of each pair, by what they come from.
+
+    Returns:
+        The model's own under "": its margins, or what Gaussian ratings say (`calibration.rating_log_odds`). Under the
+        name of each deviation that is not in it yet, the same when the margin is as uncertain as that. Empty where the
+        model states no probability: it has `states` None, or ratings without deviations above 0.
+    """
+    margin, sd = margins(asked, scores), deviations(asked, scores)
+    if scores.states == "log_odds":
+        return {"": margin} | {
+            f"margins moderated by {name}": moderated_margin(margin, one) for name, one in sd.items()
+        }
+    rating = sd.pop("aleatoric", np.zeros(1))
+    if scores.states is None or not (rating > 0.0).all():
+        return {}
+    found = {name: rating_log_odds(margin, np.hypot(rating, one)) for name, one in sd.items()}
+    return {"": rating_log_odds(margin, rating)} | {f"{name} variance added": one for name, one in found.items()}

@@ -1,7 +1,7 @@
 """Whether an uncertainty knows where the scores are wrong, where the data are new, and how large the error is.
 
 Uncertainties are standard deviations in units of reward; only their order matters to the rank measures (AUROC,
-accuracy–coverage curves, Spearman), their size to the coverage of intervals and to `pair_probability`. The trivial
+accuracy–coverage curves, Spearman), their size to the coverage of intervals and to `log_wrong_sign`. The trivial
 uncertainty of a pair, −|margin|, needs no uncertain reward model: report every other one beside it.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.special import expit, ndtri
+from scipy.special import log_ndtr, ndtri
 
 from rlhf_jax.evaluation.statistics import bootstrap_rows, pearson, spearman
 
@@ -212,34 +212,25 @@ def margin_spread(chosen: Float[np.ndarray, "M n"], rejected: Float[np.ndarray, 
     return np.subtract(chosen, rejected, dtype=np.float64).std(axis=0)
 
 
-def moderated_margin(margin: Numbers, sd: Numbers) -> Numbers:
-    """Margin shrunk by its uncertainty, `Δ / √(1 + π s²/8)`, so that its sigmoid is about E[sigmoid(N(Δ, s²))].
+def log_wrong_sign(margin: Numbers, sd: Numbers) -> Numbers:
+    """Log of the chance that the margin has the wrong sign if its error is Gaussian, `log Φ(−|Δ| / s)`.
 
-    The probit approximation (MacKay 1992, "The evidence framework applied to classification networks"); give it to
-    `calibration.reliability` to see whether the uncertainty mends over-confidence.
+    It orders pairs as s / |Δ| does: unlike s alone it knows that a small error turns a small margin. The logarithm
+    keeps that order where the chance itself is 0 to rounding. Where Δ and s are both 0 the chance is ½.
 
     Args:
-        margin: reward of the chosen minus that of the rejected response, float [n].
+        margin: reward of one less that of the other response, float [n].
         sd: standard deviation of the margin, float [n].
 
     Returns:
-        float64 [n], of the same sign and no larger.
+        float64 [n], at most log ½; −inf where the margin is certain.
 
     Example:
-        >>> moderated_margin(np.array([2.0, 2.0]), np.array([0.0, 2.0])).round(3).tolist()
-        [2.0, 1.247]
+        >>> np.exp(log_wrong_sign(np.array([2.0, -2.0, 0.0, 1.0]), np.array([2.0, 1.0, 0.0, 0.0]))).round(3).tolist()
+        [0.159, 0.023, 0.5, 0.0]
     """
-    return margin / np.sqrt(1.0 + np.pi / 8.0 * sd.astype(np.float64) ** 2)
-
-
-def pair_probability(margin: Numbers, sd: Numbers) -> Numbers:
-    """Probability that the chosen response is preferred when the margin is uncertain: sigmoid of `moderated_margin`.
-
-    Example:
-        >>> pair_probability(np.array([0.0, 2.0]), np.array([5.0, 0.0])).round(3).tolist()
-        [0.5, 0.881]
-    """
-    return expit(moderated_margin(margin, sd))
+    size = np.abs(margin).astype(np.float64)
+    return log_ndtr(-np.divide(size, sd, out=np.where(size > 0.0, np.inf, 0.0), where=sd > 0.0))
 
 
 def error_rows(right: Right, uncertainty: Numbers, groups: Any = None) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ def three_way(margin: Float[np.ndarray, " n"], threshold: float) -> Int[np.ndarr
 
 
 def majority(votes: Int[np.ndarray, "n annotators"]) -> Int[np.ndarray, " n"]:
-    """The label that more than half of the annotators give, or −1 where there is none.
+    """The label that more than half of the annotators give, or −1 where there is none: the row is left out then.
 
     Example:
         >>> majority(np.array([[1, 1, 2], [0, 1, 2]])).tolist()

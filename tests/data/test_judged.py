@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.data.judged import JUDGED, as_candidates, load_judged
-from rlhf_jax.data.judged_formats import FORMATS, majority
+from rlhf_jax.data.judged_formats import FORMATS, plurality
 
 
 def write(path, rows):
@@ -236,14 +236,14 @@ def test_prompts_end_where_answers_can_begin(tmp_path):
     assert prompt("webgpt_comparisons") == "## Human:\nWho?\n\n## Assistant:\n"
 
 
-def test_votes_and_their_majority(tmp_path):
+def test_votes_and_their_plurality(tmp_path):
     fields = EXAMPLES["pandalm"][0]
     votes = [(1, 1, 2), (0, 1, 2), (0, 0, 1), (2, 2, 2)]
     rows = [fields | {f"annotator{i}": vote for i, vote in enumerate(three, start=1)} for three in votes]
     judged = load_judged(write(tmp_path / "a.jsonl", rows))
     assert [row.votes for row in judged.rows] == votes
     assert [row.gold for row in judged.rows] == [(1.0, 0.0), (0.5, 0.5), (0.5, 0.5), (0.0, 1.0)]
-    assert majority([1, 1, 0, 0]) == 0 and majority([1]) == 1
+    assert plurality([1, 1, 0, 0]) == 0 and plurality([1]) == 1 and plurality([1, 1, 0, 2]) == 1
 
 
 @pytest.mark.parametrize(("label", "gold"), [(0, (1.0, 0.0)), (1, (0.0, 1.0)), (2, (0.5, 0.5))])

@@ -130,6 +130,15 @@ def test_reward_bench_2():
     assert found["RewardBench 2, mean of 2 subsets"] == pytest.approx((0.5 + found["RewardBench 2 Ties"]) / 2)
 
 
+def test_reward_bench_2_draws_prompts():
+    """Four rows of one prompt, and a pair of Ties that goes with its reference."""
+    scores, gold = arrays(*[[3, 1]] * 4, [9, 1], [8, 5, 3]), arrays(*[[1, 0]] * 4, [1, 0], [1, 1, 0])
+    subset, ids = ["Math"] * 4 + ["Ties"] * 2, ["1", "2", "3", "4", "ref:7", "tied:7"]
+    assert {row["n"] for row in reward_bench_2_rows(scores, gold, subset, ids)} == {5}
+    assert {row["n"] for row in reward_bench_2_rows(scores, gold, subset, ids, [0, 0, 0, 0, 1, 2])} == {2}
+    assert {row["n"] for row in reward_bench_2_rows(scores, gold, subset, ids, [0, 0, 0, 0, 0, 2])} == {1}
+
+
 def test_ties_subset_parts():
     reference, tied = arrays([1, 0], [5, 0]), arrays([4, 3, 1], [4, 3, 1])
     gold = arrays([1, 0], [1, 0], [1, 1, 0], [1, 1, 0])

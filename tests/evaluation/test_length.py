@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from rlhf_jax.evaluation import statistics
 from rlhf_jax.evaluation.length import (
     Outputs,
     length_controlled_wins,
@@ -52,6 +53,19 @@ def test_prompts_without_a_correlation_are_left_out():
     rows = response_length_rows(rewards, [np.array([1.0, 2.0]), np.array([1.0, 2.0])])
     assert (rows[0]["mean"], rows[0]["n"], rows[1]["n"]) == (pytest.approx(1.0), 1, 2)
     assert len(response_length_rows([rewards[0]], [np.array([1.0, 2.0])])) == 2
+
+
+@pytest.fixture
+def few_draws(monkeypatch):
+    """Intervals of 100 draws: where it matters what is drawn, not how often."""
+    bootstrap = statistics.bootstrap
+    monkeypatch.setattr(statistics, "bootstrap", lambda *data, n, **more: bootstrap(*data, n=min(n, 100), **more))
+
+
+def test_rows_of_one_prompt_are_drawn_together(few_draws):
+    rewards = [np.array(one) for one in ([0.0, 1.0], [1.0, 3.0], [2.0, 0.0], [1.0, 1.0])]  # the last says nothing
+    rows = response_length_rows(rewards, [np.array([1.0, 2.0])] * 4, np.array([4, 4, 9, 7]))
+    assert [row["n"] for row in rows] == [2, 3, 3]
 
 
 def test_gain_at_equal_length_against_a_loop(policies):

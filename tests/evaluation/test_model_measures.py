@@ -1,20 +1,31 @@
 """What is measured of models on judged rows, against plain loops; and the page that shows it."""
 
 import base64
-import io
+import dataclasses
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from rlhf_jax.data.judged import JudgedRow
 from rlhf_jax.evaluation import statistics
 from rlhf_jax.evaluation.model_measures import baselines, compare_rows, measure, mismatch_rows, new_data_rows
-from rlhf_jax.evaluation.model_report import FileReport, report_figure, report_html
-from rlhf_jax.evaluation.official_scores import official_rows
-from rlhf_jax.evaluation.sheets import MOST_PAIRS, TRIVIAL, Scores, sheet, uncertainties
-from rlhf_jax.training import held_out
+from rlhf_jax.evaluation.model_report import report_figure, report_html
+from rlhf_jax.evaluation.official_scores import official_rows, rmb_score_rows
+from rlhf_jax.evaluation.overview import FileReport, lines_of, print_overview, uncalibrated
+from rlhf_jax.evaluation.sheets import (
+    MOST_PAIRS,
+    TRIVIAL,
+    WRONG_SIGN,
+    Scores,
+    deviations,
+    sheet,
+    stated_log_odds,
+    uncertainties,
+)
+from rlhf_jax.evaluation.uncertainty import error_auroc
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +37,6 @@ def few_draws(monkeypatch):
         return bootstrap(*arguments, n=min(n, 20), **options)
 
     monkeypatch.setattr(statistics, "bootstrap", few)
-    monkeypatch.setattr(held_out, "bootstrap", few)
 
 
 def judged(gold, slices=None, votes=(), extra=None, prompt="Who?"):
@@ -98,11 +108,15 @@ def test_rows_of_one_prompt_are_resampled_together():
     assert {row["n"] for row in rows} == {5}
     found = new_data_rows((one, Scores(scores, np.ones(80))), (one, Scores(scores, np.ones(80))))
     assert {row["n"] for row in found} == {10}  # the prompts of two files
-    for format in ("reward_bench", "rmb_pairwise", "auto_j"):
-        known = official_rows(asked([[1, 0]] * 40, format, subsets, prompt=prompts), scores)
+    battles = [{"model_a": f"m{i % 3}", "model_b": f"m{(i + 1) % 3}"} for i in range(40)]
+    for format in ("reward_bench", "rmb_pairwise", "auto_j", "reward_bench_2", "ppe_correctness", "ppe_human"):
+        given = asked(golds, format, subsets, prompt=prompts, extra=battles)
+        known = official_rows(given, Scores(scores))
+        known = [row for row in known if not re.match("PPE: [2-7] ", row["name"])]  # these resample three models
         assert known and {row["n"] for row in known} == {5}
     several = asked([[1, 0, 0]] * 40, "rmb_best_of_n", subsets, prompt=prompts)
-    rows = baselines(several) + official_rows(several, np.arange(120.0) % 7)
+    answered = Scores(np.arange(120.0) % 7)
+    rows = baselines(several) + official_rows(several, answered) + measure(several, answered).rows
     assert {row["n"] for row in rows} == {5}
 
 
@@ -110,18 +124,26 @@ def test_a_threshold_is_not_tried_on_prompts_that_it_was_chosen_on():
     # All rows of a prompt have a margin of its own size, whose verdict a threshold can only know from that prompt.
     golds, prompts = [[0.5, 0.5]] * 10 + [[1, 0]] * 10, ["a"] * 10 + ["b"] * 10
     scores = np.concatenate([np.tile([2.0, 0.0], 10), np.tile([1.0, 0.0], 10)])
-    found = means(official_rows(asked(golds, "auto_j", prompt=prompts), scores))
+    found = means(official_rows(asked(golds, "auto_j", prompt=prompts), Scores(scores)))
     assert found["agreement on three verdicts"] == 0.0
-    assert official_rows(asked(golds[:10], "auto_j", prompt=prompts[:10]), scores[:20]) == []
+    assert official_rows(asked(golds[:10], "auto_j", prompt=prompts[:10]), Scores(scores[:20])) == []
 
 
 def test_files_in_which_all_completions_tie():
     given = asked([[1, 1, 1]] * 4)
     found = means(measure(given, Scores(np.arange(12.0))).rows)
     assert found["gold of the pick by score"] == 1.0 and "best found" not in found
-    assert baselines(given) == []
+    assert means(baselines(given)) == pytest.approx(
+        {
+            "gold of a random pick": 1.0,
+            "gold of the longest": 1.0,
+            "gold of the best": 1.0,
+            "gold gained by the longest over a random pick": 0.0,
+            "gold gained by the best over a random pick": 0.0,
+        }
+    )
     nobody = asked([[1, 0]] * 4, "pandalm", votes=[(0, 1, 2)] * 4)
-    assert official_rows(nobody, np.arange(8.0)) == []
+    assert official_rows(nobody, Scores(np.arange(8.0))) == []
 
 
 def test_a_constant_scorer_has_ties_only():
@@ -137,8 +159,10 @@ def test_gold_itself_and_its_opposite():
     assert means(best.rows)["accuracy"] == 1.0 and means(worst.rows)["accuracy"] == 0.0
     oracle = means(best.rows)["gold of the best"]
     assert means(best.rows)["gold of the pick by score"] == oracle
-    assert best.best_of_n[-1, 1] == pytest.approx(oracle) and best.best_of_n[:, 0].tolist() == [1, 2, 3, 4]
-    assert best.best_of_n[0, 1] == pytest.approx(given.gold.mean()) == pytest.approx(worst.best_of_n[0, 1])
+    assert best.best_of_n[-1, 1] == pytest.approx(oracle - given.gold.mean())
+    assert best.best_of_n[:, 0].tolist() == [1, 2, 3, 4]
+    assert best.best_of_n[0].tolist() == worst.best_of_n[0].tolist() == [1.0, 0.0, 0.0, 0.0]  # itself a random pick
+    assert means(baselines(given))["gold gained by the best over a random pick"] == pytest.approx(best.best_of_n[-1, 1])
     assert (np.diff(best.best_of_n[:, 1]) > 0).all() and (np.diff(worst.best_of_n[:, 1]) < 0).all()
 
 
@@ -152,20 +176,69 @@ def test_increasing_transforms_leave_ranks_and_change_calibration():
 
 def test_uncertainties():
     given, scores = random_sheet()
-    found = uncertainties(given, scores)
+    found = deviations(given, scores)
     margins = scores.members[:, given.better] - scores.members[:, given.worse]
     np.testing.assert_allclose(found["epistemic"], margins.std(axis=0))
     np.testing.assert_allclose(
         found["aleatoric"], np.hypot(scores.aleatoric[given.better], scores.aleatoric[given.worse])
     )
-    alone = uncertainties(given, Scores(scores.mean, scores.epistemic))
+    alone = deviations(given, Scores(scores.mean, scores.epistemic))
     np.testing.assert_allclose(
         alone["epistemic"], np.hypot(scores.epistemic[given.better], scores.epistemic[given.worse])
     )
     assert set(uncertainties(given, Scores(scores.mean))) == {TRIVIAL}
     # A constant that a member adds to all of its scores is not disagreement.
     moved = Scores(scores.mean, members=scores.members + np.array([[0.0], [5.0], [-7.0]]))
-    np.testing.assert_allclose(uncertainties(given, moved)["epistemic"], found["epistemic"])
+    np.testing.assert_allclose(deviations(given, moved)["epistemic"], found["epistemic"])
+
+
+def test_an_uncertainty_is_also_weighed_against_the_margin():
+    given, scores = random_sheet()
+    found, sd = uncertainties(given, scores), deviations(given, scores)
+    assert set(found) == {TRIVIAL, *sd, *(f"{WRONG_SIGN}{name}" for name in sd)}
+    margin = scores.mean[given.better] - scores.mean[given.worse]
+    rows = means(measure(given, scores).rows)
+    for name, one in sd.items():
+        weighed = error_auroc(margin > 0, one / np.abs(margin))  # of the same order
+        assert rows[f"{WRONG_SIGN}{name}: AUROC of errors"] == pytest.approx(weighed)
+        for kind in (name, f"{WRONG_SIGN}{name}"):
+            over = rows[f"{kind}: AUROC of errors"] - rows[f"{TRIVIAL}: AUROC of errors"]
+            assert rows[f"{kind}: AUROC of errors over {TRIVIAL}"] == pytest.approx(over)
+    assert f"{TRIVIAL}: AUROC of errors over {TRIVIAL}" not in rows
+
+
+def test_calibration_is_that_of_the_probability_that_a_model_states():
+    given, answered = random_sheet()
+    margin, sd = answered.mean[given.better] - answered.mean[given.worse], deviations(given, answered)
+    stated = {name: 1.0 / (1.0 + np.exp(-one)) for name, one in stated_log_odds(given, answered).items()}
+    np.testing.assert_allclose(stated.pop(""), 1.0 / (1.0 + np.exp(-margin)))
+    assert set(stated) == {"margins moderated by epistemic", "margins moderated by aleatoric"}
+    # Of ratings: a Gaussian's, which does not know their unit; other uncertainty adds to its variance.
+    rated = dataclasses.replace(answered, states="ratings")
+    stated = {name: 1.0 / (1.0 + np.exp(-one)) for name, one in stated_log_odds(given, rated).items()}
+    np.testing.assert_allclose(stated.pop(""), norm.cdf(margin / sd["aleatoric"]))
+    ((name, wider),) = stated.items()
+    assert name == "epistemic variance added"
+    np.testing.assert_allclose(wider, norm.cdf(margin / np.hypot(sd["aleatoric"], sd["epistemic"])))
+    stars, points = (
+        means(measure(given, Scores(unit * rated.mean, aleatoric=unit * rated.aleatoric, states="ratings")).rows)
+        for unit in (1.0, 20.0)
+    )
+    assert stars["ECE"] == pytest.approx(points["ECE"])
+    assert not any("moderated" in name for name in stars)
+
+
+def test_without_a_probability_there_is_no_calibration():
+    given, answered = random_sheet()
+    battles = [{"model_a": f"m{i % 3}", "model_b": f"m{(i + 1) % 3}"} for i in range(12)]
+    people = asked([[1, 0], [0, 1], [1, 0]] * 4, "ppe_human", extra=battles)
+    for silent in (dataclasses.replace(answered, states=None), Scores(answered.mean, states="ratings")):
+        found = measure(given, silent)
+        assert found.reliability is None and "accuracy" in means(found.rows)
+        assert not {name for name in means(found.rows) if name.startswith(("ECE", "ACE", "MCE"))}
+        rows = means(official_rows(people, Scores(answered.mean[:24], states=silent.states)))
+        assert "PPE: 1 pairwise accuracy" in rows and "PPE: pair-level ECE" not in rows
+    assert "PPE: pair-level ECE" in means(official_rows(people, Scores(answered.mean[:24])))
 
 
 def test_slices_of_enough_rows():
@@ -206,41 +279,91 @@ def test_official_numbers():
     sections = [
         {"subset": name, "section": part} for name, part in (("hep-go", "r"), ("hep-go", "r"), *[("x", "c")] * 2)
     ]
-    assert means(official_rows(asked(pair, "reward_bench", sections), right))["RewardBench c"] == 0.5
+    assert means(official_rows(asked(pair, "reward_bench", sections), Scores(right)))["RewardBench c"] == 0.5
     leaves = [{"subset": "Help", "category": name} for name in "aabb"]
-    assert means(official_rows(asked(pair, "rmb_pairwise", leaves), right))["RMB: Help, pairs"] == 0.75
+    assert means(official_rows(asked(pair, "rmb_pairwise", leaves), Scores(right)))["RMB: Help, pairs"] == 0.75
     best = asked([[0, 0, 1]] * 2, "rmb_best_of_n", leaves[1:3])
-    found = means(official_rows(best, np.array([0.0, 0.0, 1.0, 0.0, 2.0, 1.0])))
+    found = means(official_rows(best, Scores(np.array([0.0, 0.0, 1.0, 0.0, 2.0, 1.0]))))
     assert found["RMB: Help, best of n"] == 0.5
     styles = asked([[1, 1, 1, 0, 0, 0]], "rm_bench", [{"domain": "chat"}])
-    found = means(official_rows(styles, np.array([0.0, 1.0, 2.0, 0.5, 0.5, 0.5])))
+    found = means(official_rows(styles, Scores(np.array([0.0, 1.0, 2.0, 0.5, 0.5, 0.5]))))
     assert [found[f"RM-Bench {name}, mean over all"] for name in ("easy", "normal", "hard")] == [
         1.0,
         pytest.approx(2 / 3),
         pytest.approx(1 / 3),
     ]
     two = asked([[1, 0, 0, 0]] * 2, "reward_bench_2", [{"subset": "Math"}] * 2, extra=[{"id": "1"}, {"id": "2"}])
-    assert means(official_rows(two, np.array([2.0, 0, 0, 0, 0, 1, 0, 0])))["RewardBench 2 Math"] == 0.5
+    assert means(official_rows(two, Scores(np.array([2.0, 0, 0, 0, 0, 1, 0, 0]))))["RewardBench 2 Math"] == 0.5
     alone = asked(
         [[1, 0, 0, 0]] * 2, "reward_bench_2", [{"subset": "Ties"}] * 2, extra=[{"id": "ref:1"}, {"id": "ref:2"}]
     )
-    assert official_rows(alone, np.zeros(8)) == []  # a reference without its tied prompt
+    assert official_rows(alone, Scores(np.zeros(8))) == []  # a reference without its tied prompt
     nameless = asked([[1, 0, 0, 0]], "reward_bench_2", [{"subset": "Ties"}], extra=[{"id": ""}])
-    assert official_rows(nameless, np.zeros(4)) == []
+    assert official_rows(nameless, Scores(np.zeros(4))) == []
     correct = asked([[1, 0, 1, 0]] * 3, "ppe_correctness")
-    found = means(official_rows(correct, np.tile([3.0, 0.0, 2.0, 1.0], 3)))
+    found = means(official_rows(correct, Scores(np.tile([3.0, 0.0, 2.0, 1.0], 3))))
     assert found["PPE: 8 accuracy on conflict pairs"] == found["PPE: 9 ROC-AUC"] == 1.0
-    assert official_rows(asked(pair, "llmbar"), right) == []
+    assert official_rows(asked(pair, "llmbar"), Scores(right)) == []
+
+
+def test_the_score_of_rmb_is_over_all_of_its_files():
+    """Leaf means: Help by pairs 1 and 0, Harm by pairs 1, Help by lists ½; the file of another format has no part."""
+    first = asked([[1, 0]] * 3, "rmb_pairwise", [{"subset": "Help", "category": leaf} for leaf in "aab"])
+    second = asked([[1, 0]] * 2, "rmb_pairwise", [{"subset": "Harm", "category": "S1"}] * 2)
+    lists = asked([[1, 0, 0]] * 2, "rmb_best_of_n", [{"subset": "Help", "category": "a"}] * 2)
+    right, wrong = [1.0, 0.0], [0.0, 0.0]
+    answers = [right + right + wrong, right + right, [1.0, 0.0, 0.5, 1.0, 0.0, 1.0]]
+    answers = [Scores(np.array(one)) for one in answers]
+    other, nothing = asked([[1, 0]], "llmbar"), Scores(np.array([1.0, 0.0]))
+    rows = rmb_score_rows([first, lists, other, second], [answers[0], answers[2], nothing, answers[1]])
+    assert means(rows) == pytest.approx(
+        {
+            "RMB: Help, pairs": 0.5,
+            "RMB: Harm, pairs": 1.0,
+            "RMB: Help, best of n": 0.5,
+            "RMB, mean of the 3 of four that are there": 2.0 / 3,
+            "RMB, mean over all": 5.0 / 7,
+        }
+    )
+    assert {row["n"] for row in rows} == {3}  # the prompts are called alike in all files
+    harm = asked([[1, 0, 0]], "rmb_best_of_n", [{"subset": "Harm", "category": "S1"}])
+    whole = rmb_score_rows([first, second, lists, harm], [*answers, Scores(np.array([1.0, 0.0, 0.0]))])
+    assert means(whole)["RMB score, mean of the four"] == pytest.approx((0.5 + 1.0 + 0.5 + 1.0) / 4)
+    assert rmb_score_rows([first, other], [answers[0], nothing]) == []
+
+
+def test_baselines():
+    given = asked([[1, 0], [0, 1], [0, 1], [0.5, 0.5]], lengths=np.array([3.0, 1.0, 2.0, 2.0, 4.0, 1.0, 1.0, 1.0]))
+    assert means(baselines(given)) == pytest.approx(
+        {
+            "accuracy of the longer completion": 0.5,
+            "accuracy of the first position": 1 / 3,
+            "accuracy of chance": 0.5,
+        }
+    )
+    assert all(len(row["ci95"]) == 2 for row in baselines(given))
+    # Where no pair has the better one second, that is how the file is written, and no baseline.
+    assert "accuracy of the first position" not in means(baselines(asked([[1, 0]] * 3)))
 
 
 def test_three_verdicts():
     # The margin of a tie is small: a threshold found on the other rows tells them apart.
     golds = [[1, 0], [0.5, 0.5], [0, 1], [0.5, 0.5]] * 5
     scores = np.concatenate([[2.0, 0.0], [0.1, 0.0], [0.0, 3.0], [0.0, 0.05]] * 5).astype(float)
-    assert means(official_rows(asked(golds, "auto_j"), scores))["agreement on three verdicts"] == 1.0
+    assert means(official_rows(asked(golds, "auto_j"), Scores(scores)))["agreement on three verdicts"] == 1.0
     votes = [(1, 1, 2), (0, 0, 0), (2, 2, 2), (0, 1, 2)] * 5  # the last has no majority and is left out
-    found = official_rows(asked(golds, "pandalm", votes=votes), scores)
+    found = official_rows(asked(golds, "pandalm", votes=votes), Scores(scores))
     assert found[0]["n"] == 15 and found[0]["mean"] == 1.0
+
+
+def test_models_without_a_probability_are_named():
+    given, answered = random_sheet()
+    models = {"sure": answered, "mixed": dataclasses.replace(answered, states=None)}
+    measured = {name: measure(given, one) for name, one in models.items()}
+    file = FileReport("graded", "choices", 12, 12, measured, [], {})
+    assert uncalibrated([file, file]) == "Without calibration, as no probability is stated: mixed."
+    assert uncalibrated([dataclasses.replace(file, models={"sure": measured["sure"]})]) == ""
+    assert [line.cells[1] is None for line in lines_of(file)] == [False, True]
 
 
 class Checker(HTMLParser):
@@ -255,7 +378,7 @@ class Checker(HTMLParser):
         self.cells += tag == "td"
 
 
-def test_the_page_is_one_file(tmp_path):
+def test_the_page_is_one_file(tmp_path, capsys):
     given, scores = random_sheet()
     several = {"first <b>": measure(given, scores), "second": measure(given, Scores(given.gold))}
     pairs = asked([[1, 0]] * 22, slices=[{"subset": name} for name in ["a"] * 11 + ["b"] * 11])
@@ -265,6 +388,18 @@ def test_the_page_is_one_file(tmp_path):
         FileReport("graded & good", "choices", 12, 12, several, baselines(given), compared),
         FileReport("pairs", "preference", 30, 22, more, baselines(pairs), {}),
     ]
+    first, second, *trivial = lines_of(files[0])
+    assert [line.name for line in trivial] == ["longer completion", "first position", "chance", "best there is"]
+    rows = means(several["first <b>"].rows)
+    best = max(rows[f"{name}: AUROC of errors"] for name in uncertainties(given, scores))
+    wanted = rows["accuracy"], rows["ECE"], best, rows["gold gained over a random pick"]
+    assert tuple(cell["mean"] for cell in first.cells) == wanted and rows[f"{first.by}: AUROC of errors"] == best
+    assert second.by == "" and second.cells[2] is None  # all are right: there are no errors to find
+    assert [line.name for line in lines_of(files[1])][2:] == ["longer completion", "chance"]
+    print_overview(files, [{"name": "RMB score", "mean": 0.5, "ci95": [0.25, 0.75]}])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed.pop() == "RMB score: 0.500 [0.250, 0.750]"
+    assert 12 <= len(printed) <= 20 and f"{rows['accuracy']:.3f} [" in printed[4]
     page = report_html(files, {"new data": baselines(given)}, {"device": "cpu"})
     checker = Checker()
     checker.feed(page)
@@ -278,6 +413,3 @@ def test_the_page_is_one_file(tmp_path):
     assert checker.cells > 100
     report_figure(files[1:], tmp_path / "figures" / "report.png")
     assert (tmp_path / "figures" / "report.png").read_bytes().startswith(b"\x89PNG")
-    buffer = io.BytesIO()
-    report_figure(files, buffer, dark=True)
-    assert buffer.getvalue().startswith(b"\x89PNG")

@@ -9,9 +9,11 @@ from scipy import stats
 from scipy.optimize import minimize
 from scipy.special import log_expit
 
+from rlhf_jax.evaluation import statistics
 from rlhf_jax.evaluation.calibration import reliability
 from rlhf_jax.evaluation.ppe import (
     Battles,
+    battle_calibration_rows,
     best_of_k,
     confidence,
     correctness_rows,
@@ -205,9 +207,10 @@ def test_scores_that_agree_with_people(battles):
 
 
 def test_flips_and_transforms_of_human_metrics(battles, human):
-    rows = {name: value for name, value in means(human).items() if ":" not in name}
+    rows = {name: value for name, value in means(human + battle_calibration_rows(battles)).items() if ":" not in name}
     flipped = means(human_rows(battles._replace(scores=-battles.scores), draws=30))
-    moved = means(human_rows(battles._replace(scores=np.exp(battles.scores)), draws=30))
+    scaled = battles._replace(scores=np.exp(battles.scores))
+    moved = means(human_rows(scaled, draws=30) + battle_calibration_rows(scaled))
     chosen = np.where(battles.first == 1.0, 1, -1) * (battles.scores @ (1.0, -1.0))
     assert rows["pair-level ECE"] == pytest.approx(reliability(chosen[battles.first != 0.5]).expected_error)
     assert flipped["1 pairwise accuracy"] == pytest.approx(1.0 - rows["1 pairwise accuracy"])
@@ -231,6 +234,30 @@ def test_human_rows_by_domain_leave_ties_out(battles, human):
     assert human[-1]["n"] == 5 and human[0]["n"] == (people != 0.5).sum()
     with pytest.raises(ValueError, match="between at least three models"):
         human_rows(Battles(models=models % 2, first=people, scores=scores))
+
+
+@pytest.fixture
+def few_draws(monkeypatch):
+    """Intervals of 100 draws: where it matters what is drawn, not how often."""
+    bootstrap = statistics.bootstrap
+    monkeypatch.setattr(statistics, "bootstrap", lambda *data, n, **more: bootstrap(*data, n=min(n, 100), **more))
+
+
+def test_battles_and_completions_of_one_prompt_are_drawn_together(battles, few_draws):
+    """Ten prompts; the metrics of rankings resample the five models as ever."""
+    prompt = np.arange(150) // 15
+    found = human_rows(battles, np.where(prompt < 5, "en", "other"), draws=30, prompt=prompt)
+    assert {row["n"] for row in found if row["name"].startswith("1 ")} == {10} and found[-1]["n"] == 5
+    assert {row["n"] for row in battle_calibration_rows(battles, prompt)} == {10}
+    equal = battles._replace(first=np.ones(150), scores=np.tile((prompt % 2)[:, None], 2) * [1.0, -1.0] - [0.5, -0.5])
+    by_prompt, by_battle = (human_rows(equal, None, 30, of)[0]["ci95"] for of in (prompt, None))
+    assert by_prompt[1] - by_prompt[0] > 2.0 * (by_battle[1] - by_battle[0])
+    rng = np.random.default_rng(0)
+    scores, correct = rng.normal(size=(12, 4)), np.tile([1.0, 0.0, 1.0, 0.0], (12, 1))
+    pairs, four = [np.array([[0, 1]])] * 12, np.repeat([0, 1, 2], 4)  # completions of four models for each prompt
+    for domain in (None, ["a", "b"] * 6):
+        assert {row["n"] for row in correctness_rows(scores, correct, pairs, domain, four)} == {3}
+    assert correctness_rows(scores, correct, pairs)[0]["n"] == 12
 
 
 def test_confidence_of_two_models_worked_by_hand():

@@ -4,10 +4,8 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from scipy.special import expit
 from scipy.stats import norm
 
-from rlhf_jax.evaluation.calibration import reliability
 from rlhf_jax.evaluation.uncertainty import (
     accepted,
     accuracy_coverage,
@@ -18,9 +16,8 @@ from rlhf_jax.evaluation.uncertainty import (
     error_rows,
     gap_rows,
     interval_coverage,
+    log_wrong_sign,
     margin_spread,
-    moderated_margin,
-    pair_probability,
     pair_uncertainty,
     shift_rows,
 )
@@ -125,24 +122,23 @@ def test_margins_of_members():
     assert (pair_uncertainty(shared.std(axis=0), shared.std(axis=0)) > 0.0).all()
 
 
-def test_moderated_probability_is_near_the_mean_of_the_sigmoid():
-    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
-    for margin in (-2.0, 0.0, 1.0, 4.0):
-        for sd in (0.0, 0.5, 2.0):
-            exact = weights @ expit(margin + sd * nodes) / weights.sum()
-            np.testing.assert_allclose(pair_probability(np.array([margin]), np.array([sd]))[0], exact, atol=0.015)
-    margin = np.array([1.0, -3.0])
-    np.testing.assert_array_equal(moderated_margin(margin, np.zeros(2)), margin)
-    np.testing.assert_array_equal(moderated_margin(-margin, np.ones(2)), -moderated_margin(margin, np.ones(2)))
+def test_a_wrong_sign_is_as_likely_as_a_gaussian_says():
+    margin, sd = np.array([1.0, -3.0, 0.0, 40.0, 80.0]), np.array([2.0, 2.0, 5.0, 1.0, 1.0])
+    np.testing.assert_allclose(log_wrong_sign(margin, sd), norm.logcdf(-np.abs(margin) / sd))
+    # The order of s / |margin|, which the trivial uncertainty and s alone do not have, where the chance is 0 too.
+    assert log_wrong_sign(margin, sd)[4] < log_wrong_sign(margin, sd)[3]
+    np.testing.assert_array_equal(log_wrong_sign(-margin, sd), log_wrong_sign(margin, sd))
 
 
-def test_moderation_mends_the_calibration_of_noisy_margins():
-    rng = np.random.default_rng(3)
-    margin, sd = rng.normal(0.0, 2.0, 20_000), np.full(20_000, 3.0)
-    first = rng.random(20_000) < expit(margin + sd * rng.normal(size=20_000))
-    signed = np.where(first, margin, -margin)
-    assert reliability(signed).expected_error > 0.1
-    assert reliability(moderated_margin(signed, sd)).expected_error < 0.02
+def test_an_error_that_turns_small_margins_only_is_found_by_the_chance_of_a_wrong_sign():
+    """Neither the size of the margin nor that of its error tells: 20,000 margins with errors of planted sizes."""
+    rng = np.random.default_rng(4)
+    sd, truth = rng.choice([0.1, 1.0, 10.0], 20_000), rng.normal(size=20_000)
+    margin = sd * (truth + rng.normal(size=20_000))
+    right = margin * truth > 0
+    found = error_auroc(right, log_wrong_sign(margin, sd))
+    assert found > 0.7 and found > error_auroc(right, -np.abs(margin)) + 0.1
+    assert error_auroc(right, sd) == pytest.approx(0.5, abs=0.03)  # three standard errors
 
 
 def test_error_rows_are_the_functions_with_intervals(pairs):

@@ -11,9 +11,9 @@ import pytest
 from rlhf_jax.evaluation import statistics
 from rlhf_jax.models.huggingface import load_reward_model, load_tokenizer
 from rlhf_jax.rewards.linear_ensemble import LinearEnsembleParams
-from rlhf_jax.training import held_out
 from rlhf_jax.training.json_lines import read_lines
 from rlhf_jax.training.reward_folders import save_reward_folder
+from rlhf_jax.training.reward_kinds import KINDS
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,6 @@ def few_draws(monkeypatch):
         return bootstrap(*arguments, n=min(n, 10), **options)
 
     monkeypatch.setattr(statistics, "bootstrap", few)
-    monkeypatch.setattr(held_out, "bootstrap", few)
 
 
 WORDS = ["sat", "ran off", "is red", "was mad"]
@@ -63,7 +62,7 @@ def means(summary):
     return {row["name"]: row["mean"] for row in summary["rows"]}
 
 
-def test_models_side_by_side_and_together(script, rewards, uncertain, files, tmp_path):
+def test_models_side_by_side_and_together(script, rewards, uncertain, files, tmp_path, capsys):
     config = script.Config(
         model=(*rewards, uncertain),
         data=(files["llmbar"], files["graded"]),
@@ -104,9 +103,59 @@ def test_models_side_by_side_and_together(script, rewards, uncertain, files, tmp
     assert f"llmbar against pairs, {models[0]}: -|margin|: AUROC out of distribution" in found
     gold = [row for row in found if row.startswith("Spearman, reward model accuracy on llmbar ~")]
     assert len(gold) == 1
+    # A short table is printed, however many numbers there are.
+    printed = capsys.readouterr().out
+    table = printed[printed.index("with 95 % intervals") :].splitlines()
+    lines = 2 * len((*models, "ensemble")) + len(["longer", "first", "chance"]) * 2 + len(["best there is"])
+    assert len(table) <= lines + 8 and f"All {len(summary['rows'])} numbers are in summary.json" in table[-1]
+    assert len(summary["rows"]) > 100 and "accuracy, ties wrong" not in printed
     assert (config.out / "figures" / "report.png").is_file() and "<!doctype html>" in (
         config.out / "report.html"
     ).read_text()
+
+
+def test_what_margins_say_depends_on_the_kind(script, rewards, uncertain, monkeypatch):
+    read = {name: script.options_of(script.Config(), name) for name in (rewards[0], uncertain)}
+    assert script.states_of(read, ensemble=True) == dict.fromkeys([*read, "ensemble"], "log_odds")
+    kinds = {rewards[0]: "quantile", uncertain: "gaussian"}
+    monkeypatch.setattr(script, "kind_in", lambda folder: kinds[folder])
+    assert script.RATED <= KINDS.keys()
+    assert script.states_of(read, ensemble=True) == dict.fromkeys([*read, "ensemble"], "ratings")
+    kinds[uncertain] = "probabilistic"
+    mixed = script.states_of(read, ensemble=True)
+    assert mixed == {rewards[0]: "ratings", uncertain: "log_odds", "ensemble": None}
+
+
+def test_rmb_is_scored_over_its_files(script, tmp_path):
+    """Pairs of two goals and lists of one, 1 of 3, 2 of 3 and 3 of 3 right; their prompts are the same three."""
+    asked, random = [], np.random.default_rng(0)
+    for right, (name, goal) in enumerate((("a", "Helpfulness"), ("b", "Harmlessness"), ("c", "Helpfulness")), start=1):
+        rows, scores = [], []
+        for i in range(3):
+            turns = [{"role": "user", "content": f"cat {i}", "language": "en"}]
+            best, other = ({"llm_name": "m", "answer": WORDS[(i + k) % 4], "score": 1.0 - k} for k in (0, 1))
+            sides = {"bon_best": best, "loser_list": [other] * 2} if name == "c" else {"chosen": best, "reject": other}
+            ids = {"bon_uid": name} if name == "c" else {"pair_uid": name}
+            rows.append({"conversation_input": turns, "category_path": f"set/{goal}/x"} | ids | sides)
+            mine = random.random(3 if name == "c" else 2)  # of a list the best stands last, of a pair first
+            scores += [*mine[:-1], 1.0 + mine[-1] if i < right else -1.0] if name == "c" else [1.0, float(i >= right)]
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+        judged = script.load_judged(tmp_path / f"{name}.json")
+        counts = [len(row.gold) for row in judged.rows]
+        found = {"one": script.CompletionScores(np.array(scores, np.float32))}
+        asked.append(script.asked_of(script.File(name, judged, counts, found), {"one": "log_odds"}))
+    rows = {row["name"].removeprefix("all files of RMB, one: "): row for row in script.rmb_scores(asked)}
+    assert {name: row["mean"] for name, row in rows.items()} == pytest.approx(
+        {
+            "RMB: Helpfulness, pairs": 1 / 3,
+            "RMB: Harmlessness, pairs": 2 / 3,
+            "RMB: Helpfulness, best of n": 1.0,
+            "RMB, mean of the 3 of four that are there": 2 / 3,
+            "RMB, mean over all": 2 / 3,
+        }
+    )
+    assert {row["n"] for row in rows.values()} == {3}
+    assert script.rmb_scores(asked[:1]) == []
 
 
 def test_short_names(script):

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from rlhf_jax.evaluation.statistics import row, spearman
+from rlhf_jax.evaluation.verdicts import voting_accuracy
 from rlhf_jax.laboratory.gates.gate import Gate
 from rlhf_jax.laboratory.gates.report import Stage
 from rlhf_jax.sampling.best_of_n import best_of_n_curve
@@ -145,23 +146,10 @@ def benchmark(seeds: int, models: int = 12, items: int = 1000) -> Stage:
     return Stage(gates, rows)
 
 
-def voting_accuracy(rng: np.random.Generator, right: Float[np.ndarray, " items"], votes: int) -> float:
-    """Share of items that the majority of `votes` independent verdicts gets right; half the votes are not enough.
-
-    Args:
-        rng: of the verdicts.
-        right: probability that a verdict on each item is right.
-        votes: verdicts an item.
-
-    Example:
-        >>> voting_accuracy(np.random.default_rng(0), np.array([1.0, 1.0, 0.0, 1.0]), votes=4)
-        0.75
-    """
-    return float(np.mean(2 * rng.binomial(votes, right) > votes))
-
-
 def voting(seeds: int, items: int = 1000, few: int = 1, many: int = 15, limit: int = 301) -> Stage:
     """Votes of a judge whose errors are noise, and of one that is wrong by conviction on a part of the items.
+
+    The items are drawn, their verdicts are not: accuracies are exact expectations.
 
     Args:
         seeds: repetitions.
@@ -175,9 +163,9 @@ def voting(seeds: int, items: int = 1000, few: int = 1, many: int = 15, limit: i
         symmetric = rng.uniform(0.55, 0.85, items)
         systematic = np.where(rng.random(items) < 0.3, rng.uniform(0.15, 0.45, items), symmetric)
         misled = systematic[systematic < 0.5]
-        noisy.append(voting_accuracy(rng, symmetric, many) - voting_accuracy(rng, symmetric, few))
-        wrong.append(voting_accuracy(rng, misled, many) - voting_accuracy(rng, misled, few))
-        gap.append(abs(voting_accuracy(rng, systematic, limit) - np.mean(systematic > 0.5)))
+        noisy.append(np.mean(voting_accuracy(symmetric, many) - voting_accuracy(symmetric, few)))
+        wrong.append(np.mean(voting_accuracy(misled, many) - voting_accuracy(misled, few)))
+        gap.append(abs(np.mean(voting_accuracy(systematic, limit)) - np.mean(systematic > 0.5)))
     gained = f"accuracy gained by {many} votes over {few}"
     return Stage(
         [

@@ -1,7 +1,6 @@
 import numpy as np
 from scipy.stats import binom
 
-from rlhf_jax.laboratory.gates import rmb
 from rlhf_jax.laboratory.gates.rmb import FEATURES, Judges, beats_all, benchmark, spiked_judges, varied_judges, voting
 
 GOLD = np.eye(FEATURES)[0]
@@ -56,14 +55,17 @@ def test_models_are_as_they_are_described():
     assert abs((error > 0).mean() - flat.spikes.mean()) < 0.005
 
 
-def test_votes_have_the_distribution_of_a_majority():
-    right = np.repeat([0.3, 0.6], 20_000)
-    found = [rmb.voting_accuracy(np.random.default_rng(0), one, 5) for one in np.split(right, 2)]
-    np.testing.assert_allclose(found, binom.sf(2, 5, [0.3, 0.6]), atol=0.014)  # four standard errors
-
-
-def test_half_of_the_votes_is_no_majority():
-    assert rmb.voting_accuracy(np.random.default_rng(0), np.array([1.0, 0.0]), 2) == 0.5
+def test_votes_are_expectations_over_the_items_drawn():
+    """By hand from the same draws: 3 votes over 1, p²(3 − 2p) − p, and the distance of 5 votes from their limit."""
+    noisy, wrong, gap = voting(2, items=50, few=1, many=3, limit=5).gates
+    for seed, rng in enumerate(np.random.default_rng(1).spawn(2)):
+        symmetric = rng.uniform(0.55, 0.85, 50)
+        systematic = np.where(rng.random(50) < 0.3, rng.uniform(0.15, 0.45, 50), symmetric)
+        misled = systematic[systematic < 0.5]
+        for gate, p in ((noisy, symmetric), (wrong, misled)):
+            np.testing.assert_allclose(gate.values[seed], np.mean(p**2 * (3 - 2 * p) - p))
+        five = binom.sf(2, 5, systematic).mean()
+        np.testing.assert_allclose(gap.values[seed], abs(five - (systematic > 0.5).mean()))
 
 
 def test_stages_have_one_number_a_seed():
