@@ -12,6 +12,8 @@ a reward model, which goes on learning.
 `--kind` says what is made: by default a Bradley-Terry model. `linear_ensemble`, `dropout`, `posterior` and, with an
 ensemble as the model, `lora_ensemble` also say of each score how unsure it is, which policies can be kept from
 exploiting: `ppo.py --reward OUT/model --rule lower_confidence_bound`. `probabilistic` says what the data leave open.
+`--kind posterior --frozen` makes the posterior of a reward model that is there already, without a step of training:
+`--data` are the pairs that it was trained on, of which the same prompts are held out.
 
 For several epochs, `--smoothing-rate 0.7` (Iterative Data Smoothing) moves the label of each pair to what the model
 says of it after each visit. Against rewards that count tokens, `--balance-lengths` leaves out pairs, and `--augment
@@ -25,6 +27,7 @@ and whether the uncertainty finds the errors, `samples.md` with the best and wor
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -194,6 +197,14 @@ def recipe_of(
     return Recipe(algorithm, reward_scorer(shape), params_of)
 
 
+def optimizer_of(config: Config, steps: int) -> optax.GradientTransformation:
+    """Adam with the schedule of so many steps; of none an optimiser that keeps nothing."""
+    if not steps:
+        return optax.set_to_zero()
+    schedule = learning_rate_schedule(config.learning_rate, steps, int(config.warmup * steps), config.schedule)
+    return adam(schedule, config.max_grad_norm, config.weight_decay, moments=config.moments)
+
+
 def merged(config: Config, recipe: Recipe, state: Any) -> Params:
     """What was trained as it is kept: of one head, without an adapter apart."""
     if config.kind not in ONE_HEAD or config.adapter is None:
@@ -212,12 +223,11 @@ def main(config: Config) -> dict:
     source = open_source(config)
     data = read_split(config, source, PREFERENCE_FORMATS, tokenize_preferences)
     pairs = training_pairs(config, data.train, source.longest)
-    collate = collate_for(pad_preferences, source, data.held_out, pairs, config.batch_size)
-    steps = count_steps(config, len(pairs))
-    schedule = learning_rate_schedule(config.learning_rate, steps, int(config.warmup * steps), config.schedule)
-    optimizer = adam(schedule, config.max_grad_norm, config.weight_decay, moments=config.moments)
+    pad = partial(pad_preferences, examples=len(pairs))
+    collate = collate_for(pad, source, data.held_out, pairs, config.batch_size)
+    steps = 0 if config.frozen else count_steps(config, len(pairs))
     given = starting_params(config, source)
-    recipe = recipe_of(config, source, optimizer, given, len(pairs))
+    recipe = recipe_of(config, source, optimizer_of(config, steps), given, len(pairs))
     state = start(recipe.algorithm.init, [source.config], jax.random.key(config.seed), given, **layout(config))
     folder = open_run(config, "reward_model")
     scores, measured = pair_scorer(recipe.scorer), {}

@@ -5,35 +5,36 @@
 
 Rows have `prompt` and `completion`; or `chosen` and `rejected` (and perhaps `prompt`); or `prompt` and `completions`, a
 list (and perhaps `gold`, a number for each). OUT/scores.jsonl has the rows with `score`, or with `scores` in the order
-of the completions (chosen, rejected); null where a completion is too long or empty. OUT/summary.json has the accuracy
-on pairs; and where there is gold, that of the completion with the best score against a random one, the longest and the
-best. Each reward model reads the text through its own tokenizer; of several, each counts from its mean over the file.
+of the completions (chosen, rejected); null where a completion is too long or empty. Beside it stand, where the reward
+model says so or there are several, `epistemic` and `aleatoric`: standard deviations for what it was not taught and for
+what the data leave open. OUT/summary.json has the accuracy on pairs; and where there is gold, that of the completion
+with the best score against a random one, the longest (in tokens that the first reward model reads) and the best. Each
+reward model reads the text through its own tokenizer; of several, each counts from its mean over the file.
 """
 
 import dataclasses
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.data.candidates import JUDGED_FORMATS, Candidates, candidates
+from rlhf_jax.data.candidates import JUDGED_FORMATS, candidates
 from rlhf_jax.data.formats import Rows, load_rows
 from rlhf_jax.data.tokenization import describe_dropped
 from rlhf_jax.evaluation.picks import pair_rows, pick_rows
 from rlhf_jax.evaluation.statistics import row
 from rlhf_jax.parallel.meetings import on_first
-from rlhf_jax.rewards.ensemble import centre, member_offset
 from rlhf_jax.rewards.members import RULES, Rule, rule_state
 from rlhf_jax.training import run_folder
 from rlhf_jax.training.command_line import run, started
 from rlhf_jax.training.compilation import CompileClock
-from rlhf_jax.training.completion_scores import CompletionScores, load_scorer, read_completions
+from rlhf_jax.training.completion_scores import CompletionScores, as_ensemble, load_scorer, read_completions
 from rlhf_jax.training.devices import on_devices
 from rlhf_jax.training.json_lines import write_lines
 from rlhf_jax.training.options import SourceOptions
 from rlhf_jax.training.reward_models import check_rule
-from rlhf_jax.training.samples import readable
 from rlhf_jax.training.session import check_run, open_run
 from rlhf_jax.training.sources import open_source
 from rlhf_jax.types import Score
@@ -62,35 +63,34 @@ class Config(SourceOptions):
 PRESETS = {"default": Config()}
 
 
-def model_scores(config: Config, folder: str, flat: Rows) -> CompletionScores:
-    """The scores of one reward model, one a completion; NaN where it cannot read it."""
+def model_scores(config: Config, folder: str, flat: Rows) -> tuple[CompletionScores, np.ndarray]:
+    """The scores of one reward model, and the tokens of each completion; NaN where it cannot read it."""
     options = dataclasses.replace(config, model=folder)
     source = open_source(options)
     examples, shorter = read_completions(source, flat, config.chat, cut=config.over_long == "cut")
     print(f"{folder} reads completions: {describe_dropped(examples)}; cut: {shorter}", flush=True)
-    return load_scorer(options, source)(examples, len(flat.values))
+    lengths = np.full(len(flat.values), np.nan, np.float32)
+    lengths[examples.rows] = [item.loss_mask.sum() for item in examples.items]
+    return load_scorer(options, source)(examples, len(flat.values)), lengths
 
 
-def combined(config: Config, models: list[CompletionScores]) -> np.ndarray:
+def combined(config: Config, models: Sequence[CompletionScores]) -> CompletionScores:
     """One score a completion from those of several models, or from what one model says of itself."""
-    means = np.stack([model.mean for model in models])
-    read = ~np.isnan(means).any(axis=0)
-    known = jnp.asarray(means[:, read])
+    found = models[0]
     if len(models) > 1:
-        known = centre(known, member_offset(known))
-        score = Score(mean=known[0], members=known)
-    else:
-        found = {"members": models[0].members, "epistemic": models[0].epistemic}
-        taken = {name: jnp.asarray(values[..., read]) for name, values in found.items() if values is not None}
-        score = Score(mean=known[0], **taken)
-    scores = np.full(means.shape[1], np.nan, np.float32)
+        found = as_ensemble(models)
+        found = found._replace(mean=found.members[0])  # of the rule single, the first model's
+    read = ~np.isnan(found.mean)
+    score = Score(
+        **{name: jnp.asarray(values[..., read]) for name, values in found._asdict().items() if values is not None}
+    )
+    scores = np.full(len(read), np.nan, np.float32)
     scores[read] = RULES[config.rule].apply(score, None, rule_state(config.rule, config.penalty))[0]
-    return scores
+    return found._replace(mean=scores)
 
 
-def table_of(rows: Rows, made: Candidates, scores: list[np.ndarray]) -> list[dict]:
+def table_of(rows: Rows, scores: list[np.ndarray], lengths: list[np.ndarray]) -> list[dict]:
     """What the summary says of the rows whose completions all have a score."""
-    lengths = made.by_row(np.array([len(readable(one["completion"])) for one in made.flat.values], np.float32))
     read = [number for number, values in enumerate(scores) if not np.isnan(values).any()]
     if not read:
         raise ValueError(f"{rows.source} has no row whose completions were all read: raise --longest, or shorten them.")
@@ -102,7 +102,8 @@ def table_of(rows: Rows, made: Candidates, scores: list[np.ndarray]) -> list[dic
     if rows.format == "preference":
         table += pair_rows(scores, lengths)
     if all(one.get("completions") and one.get("gold") for one in values):
-        table += pick_rows(scores, lengths, [np.asarray(one["gold"], np.float64) for one in values])
+        prompts = [str(one.get("prompt")) for one in values]
+        table += pick_rows(scores, lengths, [np.asarray(one["gold"], np.float64) for one in values], prompts)
     return table
 
 
@@ -119,17 +120,24 @@ def main(config: Config) -> dict:
     check_rule(config.rule, config.reward)
     rows = load_rows(config.data, JUDGED_FORMATS, config.columns, config.convert)
     made = candidates(rows)
-    column = "score" if rows.format == "prompt_completion" else "scores"
-    if column in rows.values[0]:
-        raise ValueError(f"{config.data} has a column {column!r}, which is written here: rename it with --columns.")
-    models = [model_scores(config, folder, made.flat) for folder in config.reward]
-    scores = made.by_row(combined(config, models))
-    table = table_of(rows, made, scores)
+    single = rows.format == "prompt_completion"
+    columns = {"mean": "score" if single else "scores", "epistemic": "epistemic", "aleatoric": "aleatoric"}
+    for column in columns.values():
+        if column in rows.values[0]:
+            raise ValueError(f"{config.data} has a column {column!r}, which is written here: rename it with --columns.")
+    models, lengths = zip(*(model_scores(config, folder, made.flat) for folder in config.reward), strict=True)
+    found = combined(config, models)._asdict()
+    written = {column: made.by_row(found[name]) for name, column in columns.items() if found[name] is not None}
+    table = table_of(rows, written[columns["mean"]], made.by_row(lengths[0]))
     folder = open_run(config, "score")
-    plain = [[None if math.isnan(value) else value for value in values.tolist()] for values in scores]
+
+    def plain(values: np.ndarray) -> Any:
+        numbers = [None if math.isnan(value) else value for value in values.tolist()]
+        return numbers[0] if single else numbers
+
     lines = (
-        one | {column: values[0] if column == "score" else values}
-        for one, values in zip(rows.values, plain, strict=True)
+        one | {column: plain(values[number]) for column, values in written.items()}
+        for number, one in enumerate(rows.values)
     )
     on_first(lambda: str(write_lines(folder.path / "scores.jsonl", lines)), "writing scores.jsonl")
     return run_folder.conclude(folder, table, [], began, clock.seconds)

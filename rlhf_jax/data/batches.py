@@ -96,22 +96,30 @@ def pad_demonstrations(items: Sequence[Demonstration], length: int, pad: int) ->
     return Demonstrations(**_padded(items, length, pad))
 
 
-def pad_preferences(items: Sequence[Preference], length: int, pad: int) -> PreferenceBatch:
+def pad_preferences(items: Sequence[Preference], length: int, pad: int, examples: int | None = None) -> PreferenceBatch:
     """Preferences as one batch, both sequences padded on the right to `length`, with their loss masks.
 
     Args:
         items: B preferences.
         length: S.
         pad: see `pad_demonstrations`.
+        examples: N, the number of pairs of the data, for what is kept by pair: indices are below it.
 
     Returns:
         `PreferenceBatch` [B, S]. It has labels if one of the pairs has one (1 for those that have none), and indices
         if all pairs have one.
 
     Raises:
-        ValueError: see `pad_demonstrations`.
+        ValueError: an index is not one of N pairs, which a table of labels on the device would not notice; or see
+            `pad_demonstrations`.
     """
     labels, index = [item.label for item in items], [item.index for item in items]
+    beyond = [place for place in index if examples is not None and place is not None and not 0 <= place < examples]
+    if beyond:
+        raise ValueError(
+            f"a pair has the index {beyond[0]}, and there are {examples} pairs: number all that are trained on from 0, "
+            "see `length_balance.numbered`."
+        )
     certain = all(label is None for label in labels)
     labels = [1.0 if label is None else label for label in labels]
     return PreferenceBatch(

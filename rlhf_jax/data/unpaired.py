@@ -69,6 +69,9 @@ def tokenize_labelled(
 def as_unpaired(items: Sequence[Unpaired | Preference]) -> list[Unpaired]:
     """Single completions as they are, and both of each pair: the chosen one is a good one, the other a bad one.
 
+    Raises:
+        ValueError: a pair has a soft label, which two completions apart cannot have.
+
     Example:
         >>> item = Demonstration(np.array([5, 6], np.int32), np.array([False, True]))
         >>> [one.good for one in as_unpaired([Preference(item, item, 0.0), Unpaired(item, True)])]
@@ -78,6 +81,12 @@ def as_unpaired(items: Sequence[Unpaired | Preference]) -> list[Unpaired]:
     def parts(item: Unpaired | Preference) -> list[Unpaired]:
         return [item] if isinstance(item, Unpaired) else [Unpaired(item.chosen, True), Unpaired(item.rejected, False)]
 
+    soft = sum(isinstance(item, Preference) and item.label not in (None, 1.0) for item in items)
+    if soft:
+        raise ValueError(
+            f"{soft} of {len(items)} pairs have a soft label, and taken apart a completion is good or bad: leave out "
+            "the column 'label', which is for reward models."
+        )
     return [part for item in items for part in parts(item)]
 
 

@@ -7,13 +7,13 @@ scores = load_scorer(options, source)(examples, len(flat.values))
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from rlhf_jax.data.batches import pad_demonstrations
 from rlhf_jax.data.formats import Rows, as_chats
@@ -30,6 +30,7 @@ from rlhf_jax.training.progress import ProgressReport
 from rlhf_jax.training.reward_folders import load_reward_folder
 from rlhf_jax.training.reward_models import check_no_prompt_gate
 from rlhf_jax.training.sources import Source, collate_for, placement
+from rlhf_jax.types import Score
 
 Numbers = Float[np.ndarray, " N"]
 
@@ -118,10 +119,7 @@ def load_scorer(options: SourceOptions, source: Source) -> Callable[[Examples, i
 
     @jax.jit
     def parts(params, tokens, mask):
-        found = folder.scorer(params, tokens, mask)
-        members = None if found.members is None else found.members.T
-        named = {"mean": found.mean, "epistemic": found.epistemic, "aleatoric": found.aleatoric, "members": members}
-        return {name: values for name, values in named.items() if values is not None}
+        return by_completion(folder.scorer(params, tokens, mask))
 
     def score(examples: Examples, count: int) -> CompletionScores:
         collate = collate_for(pad_demonstrations, source, examples.items)
@@ -135,12 +133,21 @@ def load_scorer(options: SourceOptions, source: Source) -> Callable[[Examples, i
             found = over_rows(of_batch, examples.items, collate, options.batch_size)
         for name, values in found.items():
             check_rewards(values, f"the reward model {options.model} ({name})")
-        whole = {name: _whole(values, examples.rows, count) for name, values in found.items()}
-        if "members" in whole:
-            whole["members"] = whole["members"].T
-        return CompletionScores(**whole)
+        return as_scores({name: _whole(values, examples.rows, count) for name, values in found.items()})
 
     return score
+
+
+def by_completion(score: Score) -> dict[str, Array]:
+    """What a Score has of each completion, by the names of `CompletionScores`: axis 0 counts the completions."""
+    members = None if score.members is None else score.members.T
+    named = {"mean": score.mean, "epistemic": score.epistemic, "aleatoric": score.aleatoric, "members": members}
+    return {name: values for name, values in named.items() if values is not None}
+
+
+def as_scores(found: Mapping[str, np.ndarray]) -> CompletionScores:
+    """The scores that `by_completion` took apart, of all batches."""
+    return CompletionScores(**found)._replace(members=found["members"].T if "members" in found else None)
 
 
 def _whole(values: np.ndarray, rows: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
@@ -153,6 +160,9 @@ def as_ensemble(
     models: Sequence[CompletionScores], reference: Sequence[CompletionScores] | None = None
 ) -> CompletionScores:
     """Several reward models as one ensemble: their average, and the standard deviation over them.
+
+    What the data leave open is, by the law of total variance, the root of the mean of the members' aleatoric variances;
+    there is none where a member has none. How unsure a member is of its own mean is left out.
 
     Each counts from its mean over the reference completions that all of them read, which a Bradley-Terry reward is free
     up to. Scores that are compared with each other need the same reference: if new data were their own, that members
@@ -175,5 +185,7 @@ def as_ensemble(
     read, count = np.flatnonzero(~np.isnan(members).any(axis=0)), members.shape[1]
     offset = member_offset(jnp.asarray(known[:, ~np.isnan(known).any(axis=0)]))
     found = member_score(jnp.asarray(members[:, read]), None, offset, None)
-    mean, epistemic = (_whole(np.asarray(values), read, count) for values in (found.mean, found.epistemic))
-    return CompletionScores(mean, epistemic, members=_whole(np.asarray(found.members).T, read, count).T)
+    if all(model.aleatoric is not None for model in models):
+        squares = np.square([model.aleatoric[read] for model in models])
+        found = found.replace(aleatoric=jnp.asarray(np.sqrt(squares.mean(axis=0))))
+    return as_scores({name: _whole(np.asarray(values), read, count) for name, values in by_completion(found).items()})

@@ -18,6 +18,7 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
     "bootstrap": ENSEMBLES,
     "geometry": ("posterior",),
     "regularisation": ("posterior",),
+    "frozen": ("posterior",),
     "adapter": (*ONE_HEAD, "lora_ensemble"),
     "smoothing_rate": ONE_HEAD,
     "dropout": ONE_HEAD,
@@ -26,6 +27,11 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
     "weight_decay": (*ONE_HEAD, "probabilistic"),
 }
 """Options that not all kinds read, and the kinds that do."""
+OF_STEPS = (
+    *("steps", "epochs", "learning_rate", "weight_decay", "adapter"),
+    *("smoothing_rate", "dropout", "label_smoothing", "centring"),
+)
+"""Options that nothing reads where no step is taken."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +52,8 @@ class KindOptions:
             responses ("responses", as AdvPO has it) or of the differences of pairs ("pairs").
         regularisation: lambda of that geometry, in squared units of the features: for "fisher" the precision of the
             head's prior.
+        frozen: for a posterior: --model is a finished reward model, which stays as it is; no step is taken, and --data
+            are the pairs that it was trained on.
     """
 
     kind: Literal["bradley_terry", "linear_ensemble", "lora_ensemble", "dropout", "posterior", "probabilistic"] = (
@@ -56,6 +64,7 @@ class KindOptions:
     bootstrap: bool = False
     geometry: Literal["fisher", "responses", "pairs"] = "fisher"
     regularisation: float = 1.0
+    frozen: bool = False
 
 
 def check_kind(options: Any) -> None:
@@ -78,6 +87,11 @@ def check_kind(options: Any) -> None:
         if kind not in kinds and given[name] != defaults[name]:
             raise ValueError(
                 f"--kind {kind} does not use --{name.replace('_', '-')}: leave it out, or choose {' or '.join(kinds)}."
+            )
+    for name in OF_STEPS if options.frozen else ():
+        if given[name] != defaults[name]:
+            raise ValueError(
+                f"--frozen takes no step, so nothing reads --{name.replace('_', '-')}: leave one of them out."
             )
     if options.members is not None and options.members < 2:
         raise ValueError(f"--members is {options.members}: one member never disagrees; give 2 or more.")

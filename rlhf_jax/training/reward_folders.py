@@ -12,14 +12,13 @@ Parameters come back bitwise in the dtypes that they had, but the trunks, which 
 
 A Gram matrix means nothing beside other weights or another chat template than those its features came from. So the
 hashes of weights, template and tokenizer are written down and compared whenever the folder is loaded: one more reading
-of the weights, at about 1 GB a second and core.
+of the weights, at about 1 GB a second and core. The dtype of the computation is written down too; another one, whose
+features differ by its rounding, gives a warning.
 """
 
-import concurrent.futures
-import hashlib
 import inspect
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,17 +33,13 @@ from rlhf_jax.models.huggingface import Placement, load_config, load_reward_mode
 from rlhf_jax.models.huggingface.folders import local_folder, read_json
 from rlhf_jax.models.huggingface.replace import replaced
 from rlhf_jax.models.huggingface.shards import on_host, write_file
-from rlhf_jax.models.huggingface.tensors import Location, locate, locate_all, view
-from rlhf_jax.rewards.bradley_terry import reward_scorer
+from rlhf_jax.models.huggingface.tensors import locate, view
+from rlhf_jax.training.folder_identity import Identity, check_identity, folder_identity, hash_tensors
 from rlhf_jax.training.json_files import plain, write_json
 from rlhf_jax.training.reward_kinds import KINDS, Kind, kind_of
 from rlhf_jax.types import Params
 
 JSON_FILE, TENSOR_FILE = "uncertainty.json", "uncertainty.safetensors"
-# What of tokenizer.json decides which tokens a text becomes; the rest changes with what was encoded last.
-_TOKENIZATION = ("added_tokens", "normalizer", "pre_tokenizer", "model")
-_CHUNK = 1 << 24
-
 Flat = dict[tuple[str, ...], Any]
 
 
@@ -64,18 +59,22 @@ class RewardFolder(NamedTuple):
     params: Params
 
 
-class Identity(NamedTuple):
-    """What features depend on, as hexadecimal hashes.
+class Description(NamedTuple):
+    """What `uncertainty.json` says.
 
     Attributes:
-        weights: of all tensors of the model.
-        template: of the chat template; None where the folder has no tokenizer.
-        tokenizer: of the tokenizer; None likewise.
+        kind: a name of `KINDS`.
+        options: keyword arguments of the kind's scorer.
+        made_with: what the uncertainty belongs to.
+        dtype: dtype of the computation that it was made in.
+        tensors: hash of `uncertainty.safetensors`.
     """
 
-    weights: str
-    template: str | None
-    tokenizer: str | None
+    kind: str
+    options: dict[str, Any]
+    made_with: Identity
+    dtype: str
+    tensors: str
 
 
 def save_reward_folder(
@@ -135,7 +134,7 @@ def save_reward_folder(
         write_file(new / TENSOR_FILE, tensors)
         found = folder_identity(new)
         if made_with is not None:
-            _check_identity(folder, made_with, found)
+            check_identity(folder, made_with, found)
         description = {
             "kind": kind,
             "options": options,
@@ -143,7 +142,7 @@ def save_reward_folder(
             "pooling": "last_token",
             "dtype": config.dtype,
             "made_with": found._asdict(),
-            "tensors": _hash_tensors(locate(new / TENSOR_FILE)),
+            "tensors": hash_tensors(locate(new / TENSOR_FILE)),
         }
         write_json(new / JSON_FILE, plain(description, JSON_FILE))
     return folder
@@ -166,18 +165,27 @@ def load_reward_folder(
     Raises:
         ValueError: an unknown kind, a damaged file, an uncertainty that was made with other weights, another template
             or tokenizer than the model of the folder, or a folder without a head (see `load_reward_model`).
+
+    Warns:
+        UserWarning: the uncertainty was made in another dtype of the computation.
     """
     path = local_folder(folder)
-    if not (path / JSON_FILE).is_file():
+    found = _description(path)
+    if found is None:
         config, model = load_reward_model(path, dtype, param_dtype, placement)
-        return RewardFolder("bradley_terry", config, reward_scorer(config), model)
-    kind, options, made_with, digest = _read_description(path)
-    scorer = _scorer(kind, load_config(path, dtype, param_dtype), options)
-    known, lead = KINDS[kind], options.get("lead") or 0
+        return RewardFolder("bradley_terry", config, scorer_in(path, config), model)
+    scorer = _scorer(found.kind, load_config(path, dtype, param_dtype), found.options)
+    known, lead = KINDS[found.kind], found.options.get("lead") or 0
     located = locate(path / TENSOR_FILE)
-    if _hash_tensors(located) != digest:
+    if hash_tensors(located) != found.tensors:
         raise ValueError(f"{path / TENSOR_FILE} is not the file that {JSON_FILE} describes; copy both again.")
-    _check_identity(path, made_with, folder_identity(path))
+    check_identity(path, found.made_with, folder_identity(path))
+    if found.dtype != dtype:
+        warnings.warn(
+            f"the uncertainty of {path} was made in {found.dtype} and is used in {dtype}, where features differ by "
+            f"rounding: give --dtype {found.dtype}, or make it again in {dtype}.",
+            stacklevel=2,
+        )
     config, model = load_reward_model(path, dtype, param_dtype, placement)
     beside, rest = _apart({tuple(name.split("/")): np.array(view(where)) for name, where in located.items()}, known)
     trunk = traverse_util.flatten_dict(model["trunk"])
@@ -190,51 +198,28 @@ def load_reward_folder(
     flat = traverse_util.flatten_dict(jax.device_put(tree, None if placement is None else placement(config, tree)))
     if not known.stacked:
         flat |= {(*known.trunk, *place): leaf for place, leaf in trunk.items()}
-    return RewardFolder(kind, config, scorer, _record(known, flat))
+    return RewardFolder(found.kind, config, scorer, _record(known, flat))
 
 
 def kind_in(folder: str | Path) -> str:
-    """The kind of a folder, a name of `KINDS`; reads no parameters. What is no folder here counts as plain."""
-    path = Path(folder)
-    return _read_description(path)[0] if (path / JSON_FILE).is_file() else "bradley_terry"
+    """The kind of a folder or hub id, a name of `KINDS`; reads no parameters.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    found = _description(local_folder(folder, weights=False))
+    return "bradley_terry" if found is None else found.kind
 
 
 def options_in(folder: str | Path) -> dict[str, Any]:
     """The options of a folder's scorer, none of a plain one; reads no parameters, see `kind_in`."""
-    path = Path(folder)
-    return _read_description(path)[1] if (path / JSON_FILE).is_file() else {}
+    found = _description(local_folder(folder, weights=False))
+    return {} if found is None else found.options
 
 
 def scorer_in(folder: str | Path, config: ModelConfig) -> Callable[..., Any]:
     """The scorer of a folder's kind, with its options, for a trunk that computes as `config` says."""
-    path = local_folder(folder)
-    if not (path / JSON_FILE).is_file():
-        return reward_scorer(config)
-    kind, options, _, _ = _read_description(path)
-    return _scorer(kind, config, options)
-
-
-def folder_identity(folder: str | Path) -> Identity:
-    """Hashes of the weights, the chat template and the tokenizer of a model folder.
-
-    The hash of the weights is that of the raw bytes, dtype and shape of every tensor of the model, by sorted name
-    (BLAKE2b): it does not depend on how tensors are spread over files. All weights are read once, at about 1 GB a
-    second and core, tensors in parallel.
-
-    Args:
-        folder: the folder, or a hub id.
-
-    Raises:
-        ValueError: its weights are missing, damaged or truncated.
-    """
-    path = local_folder(folder)
-    weights = _hash_tensors(locate_all(path))
-    if not (path / "tokenizer.json").is_file():
-        return Identity(weights, None, None)
-    template = load_tokenizer(path).chat_template
-    template = {"default": template} if isinstance(template, str) else template
-    state = read_json(path / "tokenizer.json")
-    return Identity(weights, _hash_json(template), _hash_json({name: state.get(name) for name in _TOKENIZATION}))
+    return _scorer(kind_in(folder), config, options_in(folder))
 
 
 def check_same_tokenizer(folders: Sequence[str | Path]) -> None:
@@ -248,18 +233,31 @@ def check_same_tokenizer(folders: Sequence[str | Path]) -> None:
     Raises:
         ValueError: a token of the first folder's tokenizer has another id, or none, in another folder.
     """
-    if not folders:
-        return
-    first = load_tokenizer(folders[0]).get_vocab()
+    first = load_tokenizer(folders[0]) if folders else None
     for folder in folders[1:]:
-        known = load_tokenizer(folder).get_vocab()
-        other = [(id, token) for token, id in first.items() if known.get(token) != id]
-        if other:
-            id, token = min(other)
+        other = other_tokens(first, folder, "here", "there")
+        if other is not None:
             raise ValueError(
-                f"{folder} has another tokenizer than {folders[0]} ({len(other)} tokens differ: {token!r} is "
-                f"{known.get(token, 'no id')} there and {id} here): an ensemble needs members with the same one."
+                f"{folder} has another tokenizer than {folders[0]} ({other}): an ensemble needs members with the same "
+                "one."
             )
+
+
+def other_tokens(tokenizer: Any, folder: str | Path, here: str, there: str) -> str | None:
+    """How the tokens of a tokenizer have other ids, or none, in a folder's one; None: it knows all of them alike.
+
+    Args:
+        tokenizer: the tokenizer whose tokens are to be read.
+        folder: where another one is, which may have more tokens.
+        here: what to call the first in the sentence.
+        there: what to call the other.
+    """
+    known = load_tokenizer(folder).get_vocab()
+    other = [(id, token) for token, id in tokenizer.get_vocab().items() if known.get(token) != id]
+    if not other:
+        return None
+    id, token = min(other)
+    return f"{len(other)} tokens differ: {token!r} is {id} {here} and {known.get(token, 'no id')} {there}"
 
 
 def _scorer(kind: str, config: ModelConfig, options: Mapping[str, Any]) -> Callable[..., Any]:
@@ -273,19 +271,11 @@ def _scorer(kind: str, config: ModelConfig, options: Mapping[str, Any]) -> Calla
     return scorer(config, **options)
 
 
-def _check_identity(folder: Path, made_with: Identity, found: Identity) -> None:
-    names = {"weights": "weights", "template": "chat template", "tokenizer": "tokenizer"}
-    for field, name in names.items():
-        then, now = getattr(made_with, field), getattr(found, field)
-        if then != now:
-            raise ValueError(
-                f"the uncertainty of {folder} was made with the {name} {then}, and its model has the {name} {now}: "
-                f"make the uncertainty again with this model, or put back the {name} that it was made with."
-            )
-
-
-def _read_description(folder: Path) -> tuple[str, dict[str, Any], Identity, str]:
+def _description(folder: Path) -> Description | None:
+    """What a folder on this machine says of its uncertainty; None of a plain one."""
     path = folder / JSON_FILE
+    if not path.is_file():
+        return None
     found = read_json(path)
     if found.get("kind") not in KINDS:
         raise ValueError(
@@ -296,7 +286,8 @@ def _read_description(folder: Path) -> tuple[str, dict[str, Any], Identity, str]
         if "adapter" in options:
             adapter = {name: _tuples(value) for name, value in options["adapter"].items()}
             options["adapter"] = AdapterConfig(**adapter)
-        return found["kind"], options, Identity(**found["made_with"]), found["tensors"]
+        made_with = Identity(**found["made_with"])
+        return Description(found["kind"], options, made_with, found["dtype"], found["tensors"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is incomplete or of another version ({error}); save the folder again.") from None
 
@@ -327,23 +318,3 @@ def _record(kind: Kind, flat: Flat) -> Params:
         leaves = traverse_util.flatten_dict(fields[name])
         fields[name] = jax.tree_util.tree_map_with_path(lambda path, _, of=leaves: of[_names(path)], record(**one))
     return kind.record(**fields)
-
-
-def _hash_tensors(located: Mapping[str, Location]) -> str:
-    names = sorted(located)
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # hashlib lets other threads run
-        digests = list(pool.map(_hash_tensor, (located[name] for name in names)))
-    return _hash_json(
-        [(name, located[name].dtype, located[name].shape, digest) for name, digest in zip(names, digests, strict=True)]
-    )
-
-
-def _hash_tensor(location: Location) -> str:
-    digest, data = hashlib.blake2b(digest_size=16), view(location).reshape(-1).view(np.uint8)
-    for start in range(0, data.size, _CHUNK):
-        digest.update(data[start : start + _CHUNK])
-    return digest.hexdigest()
-
-
-def _hash_json(value: Mapping[str, Any] | Iterable[Any] | None) -> str:
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()

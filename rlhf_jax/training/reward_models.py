@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.huggingface import Placement, load_config, load_reward_model, load_tokenizer
+from rlhf_jax.models.huggingface import Placement, load_config, load_reward_model
 from rlhf_jax.rewards.bradley_terry import reward_scorer
 from rlhf_jax.rewards.members import PENALISED, Member, Rule, rule_state
 from rlhf_jax.rewards.python_reward import RewardFunction, load_reward_function
-from rlhf_jax.training.reward_folders import kind_in, load_reward_folder, options_in, scorer_in
+from rlhf_jax.training.reward_folders import kind_in, load_reward_folder, options_in, other_tokens, scorer_in
 from rlhf_jax.training.reward_kinds import EPISTEMIC, LINEAR, WITH_MEMBERS, has_members, is_linear
 
 PolicyRule = Rule | Literal["advpo", "par"]
@@ -36,8 +36,12 @@ def check_rule(rule: PolicyRule, folders: Sequence[str]) -> None:
     A penalty needs several of them, or one whose kind says how unsure it is; the worst case needs several, or one that
     has members; AdvPO needs one whose mean is a linear head.
 
+    Args:
+        rule: what becomes of the scores.
+        folders: the folders, or hub ids.
+
     Raises:
-        ValueError: the sentence names the rule, the kind and the remedy.
+        ValueError: there is no such folder, or the sentence names the rule, the kind and the remedy.
     """
     if len(folders) > 1 or rule in ("mean", "single", "par"):
         return
@@ -164,14 +168,11 @@ def check_member(folder: str, policy: ModelConfig, tokenizer: Any, longest: int)
         ValueError: the vocabularies differ (tokens that only the reward model has are fine), or its context is too
             short.
     """
-    config, known = load_config(folder), load_tokenizer(folder).get_vocab()
-    other = [(token, id) for token, id in tokenizer.get_vocab().items() if known.get(token) != id]
-    if other:
-        token, id = min(other, key=lambda pair: pair[1])
-        theirs = known.get(token, "no id")
+    config, other = load_config(folder), other_tokens(tokenizer, folder, "for the policy", "for the reward model")
+    if other is not None:
         raise ValueError(
-            f"the reward model {folder} has another vocabulary than the policy ({len(other)} tokens differ: {token!r} "
-            f"is {id} for the policy and {theirs} for the reward model): give one with the tokenizer of the policy."
+            f"the reward model {folder} has another vocabulary than the policy ({other}): give one with the tokenizer "
+            "of the policy."
         )
     if config.vocab_size < policy.vocab_size:
         raise ValueError(

@@ -29,7 +29,7 @@ from rlhf_jax.rewards.last_layer import geometry, gram, radius_from, statistical
 from rlhf_jax.rewards.members import Member
 from rlhf_jax.rewards.posterior import PosteriorParams, fisher_geometry, pair_geometry
 from rlhf_jax.training.adversarial import pair_features
-from rlhf_jax.training.completion_scores import CompletionScores
+from rlhf_jax.training.completion_scores import CompletionScores, as_scores, by_completion
 from rlhf_jax.training.export import export_reward_model, padding_of_its_own
 from rlhf_jax.training.held_out import over_rows
 from rlhf_jax.training.kind_options import ENSEMBLES, MEMBERS, ONE_HEAD, READ_BY
@@ -51,7 +51,8 @@ def starting_params(options: Any, source: Source) -> Params:
         source: the model.
 
     Raises:
-        ValueError: the model cannot be read, or has another number of heads than --members says.
+        ValueError: the model cannot be read, has another number of heads than --members says, or no head where it is
+            to stay as it is.
     """
     if options.kind in ENSEMBLES and kind_in(source.folder) == "linear_ensemble":
         shape = (source.config.dtype, source.config.param_dtype, placement())
@@ -64,6 +65,11 @@ def starting_params(options: Any, source: Source) -> Params:
             )
         return {"trunk": found.trunk, "heads": found.heads}
     found = load_trunk(source)
+    if options.frozen and "head" not in found:
+        raise ValueError(
+            f"--frozen leaves the reward model as it is, and {options.model} has no reward head: train one first, "
+            "without --frozen."
+        )
     return found if options.kind in ONE_HEAD else {"trunk": found["trunk"]}
 
 
@@ -176,10 +182,7 @@ def pair_scorer(scorer: Callable[..., Any]) -> PairScorer:
     @jax.jit
     def scores(params: Params, batch: PreferenceBatch) -> Any:
         both = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), batch.chosen, batch.rejected)
-        found = scorer(params, both.tokens, both.mask)
-        members = None if found.members is None else found.members.T
-        named = {"mean": found.mean, "epistemic": found.epistemic, "aleatoric": found.aleatoric, "members": members}
-        named = {name: values for name, values in named.items() if values is not None}
+        named = by_completion(scorer(params, both.tokens, both.mask))
         half = len(batch.margin)
         chosen = {name: values[:half] for name, values in named.items()}
         return chosen, {name: values[half:] for name, values in named.items()}
@@ -203,9 +206,8 @@ def score_pairs(
         collate: makes a batch of them.
         batch_size: pairs a batch.
     """
-    sides = over_rows(partial(scores, params), pairs, collate, batch_size)
-    chosen, rejected = (side | ({"members": side["members"].T} if "members" in side else {}) for side in sides)
-    return CompletionScores(**chosen), CompletionScores(**rejected)
+    chosen, rejected = over_rows(partial(scores, params), pairs, collate, batch_size)
+    return as_scores(chosen), as_scores(rejected)
 
 
 def centred_scores(

@@ -101,6 +101,14 @@ def test_preferences_have_labels_if_one_has_and_indices_if_all_have():
     assert pad_preferences([pair._replace(index=4), pair], 2, PAD).index is None
 
 
+@pytest.mark.parametrize("index", [5, -1])
+def test_an_index_that_is_none_of_the_pairs_is_refused(index):
+    pair = Preference(demonstration([1, 2], 1), demonstration([3, 4], 1), 0.0)
+    assert pad_preferences([pair, pair._replace(index=4)], 2, PAD, examples=5).index is None
+    with pytest.raises(ValueError, match=f"a pair has the index {index}, and there are 5 pairs: number all .* from 0"):
+        pad_preferences([pair._replace(index=4), pair._replace(index=index)], 2, PAD, examples=5)
+
+
 def test_prompts_stand_at_the_right_end_and_keep_their_index():
     batch = pad_prompts([Prompt(np.array([1, 2], np.int32), 7), Prompt(np.array([3], np.int32), 4)], 3, PAD)
     np.testing.assert_array_equal(batch.tokens, [[PAD, 1, 2], [PAD, PAD, 3]])

@@ -69,6 +69,13 @@ def test_pairs_are_taken_apart_and_single_completions_put_side_by_side():
         as_pairs([ROWS[0], ROWS[2]])
 
 
+def test_soft_labels_are_refused_where_pairs_are_taken_apart():
+    pair = Preference(ROWS[0].sequence, ROWS[1].sequence, 0.0)
+    assert len(as_unpaired([pair._replace(label=1.0), pair])) == 4
+    with pytest.raises(ValueError, match=r"1 of 3 pairs have a soft label.*leave out the column 'label'"):
+        as_unpaired([pair, pair._replace(label=0.9), pair._replace(label=1.0)])
+
+
 def test_a_batch_has_each_prompt_with_the_completion_of_the_next_row():
     batch = pad_unpaired(ROWS, 5, 99, longest=64)
     assert batch.completions.tokens.tolist() == [[1, 2, 3, 4, 99], [5, 6, 7, 8, 9], [10, 11, 12, 13, 99]]

@@ -119,6 +119,15 @@ def test_completions_with_labels_are_learned_from(script, config, tmp_path):
     assert all(math.isfinite(row["mean"]) for row in summary["rows"])
 
 
+def test_kto_refuses_soft_labels_before_anything_is_written(script, config, tmp_path):
+    rows = [{"prompt": f"{n}.", "chosen": " joy", "rejected": " woe", "label": 0.5 + n / 100} for n in range(30)]
+    data = tmp_path / "soft.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(ValueError, match="pairs have a soft label, and taken apart a completion is good or bad"):
+        script.main(dataclasses.replace(config, data=data, loss="kto"))
+    assert not config.out.exists()
+
+
 def test_every_loss_can_be_asked_for(script):
     assert set(script.READERS) == {*PREFERENCE_LOSSES, "kto"}
     assert set(typing.get_args(typing.get_type_hints(script.Config)["loss"])) == set(script.READERS)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rlhf_jax.data.batches import pad_preferences
 from rlhf_jax.evaluation import uncertainty
 from rlhf_jax.evaluation.statistics import bootstrap_rows
 from rlhf_jax.evaluation.uncertainty import error_auroc, margin_spread, pair_uncertainty
+from rlhf_jax.training import devices
 from rlhf_jax.training.json_lines import read_lines
 from rlhf_jax.training.metrics import read_metrics
 from rlhf_jax.training.reward_folders import load_reward_folder
@@ -252,6 +254,31 @@ def test_a_folder_of_each_kind_scores_as_the_summary_says(script, of_kind, kind)
     assert about["pairs"] == len(split_of(script, config).train) and about["held_out"] == len(held_out)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mesh_of_four_devices_teaches_each_kind_what_one_device_does(script, of_kind, monkeypatch, tmp_path, kind):
+    if jax.device_count() < 4:
+        pytest.skip("needs 4 devices (tests/conftest.py makes fake ones)")
+    config, _, folder = of_kind(kind)
+    monkeypatch.setattr(devices, "make_mesh", functools.partial(devices.make_mesh, devices=jax.devices()[:4]))
+    found = []
+    monkeypatch.setattr(script, "uncertainty_rows", lambda *sides: found.extend(sides) or [])
+    for name, nothing in (("table_of", []), ("write_samples", None), ("finish", {})):  # which take long
+        monkeypatch.setattr(script, name, lambda *_, nothing=nothing: nothing)
+    split = dataclasses.replace(config, mesh="data=2,fsdp=2", out=tmp_path / "split")
+    script.main(split)
+    one, four = (read_metrics(run.out / "metrics.jsonl") for run in (config, split))
+    for name in ("loss/reward", "rewards/margins", "grad_norm", "eval/rewards/margins"):
+        by_four, by_one = ([line[name] for line in lines if name in line] for lines in (four, one))
+        assert len(by_one) == 2 and by_four == pytest.approx(by_one, rel=1e-5, abs=1e-5), name
+    expected = scores_of(folder, split_of(script, config).held_out)
+    # The rewards of one head are free up to a constant, which rounding decides here.
+    margins = [chosen.mean - rejected.mean for chosen, rejected in (found, expected)]
+    np.testing.assert_allclose(*margins, atol=1e-4)
+    for name, side in itertools.product(("epistemic", "aleatoric", "members"), range(2)):
+        if getattr(expected[side], name) is not None:
+            np.testing.assert_allclose(getattr(found[side], name), getattr(expected[side], name), atol=1e-4)
+
+
 def test_a_posterior_is_made_of_the_features_of_the_training_pairs(script, of_kind):
     config, _, folder = of_kind("posterior")
     chosen, rejected = (side.features for side in scores_of(folder, split_of(script, config).train))
@@ -261,6 +288,32 @@ def test_a_posterior_is_made_of_the_features_of_the_training_pairs(script, of_ki
     cholesky = np.asarray(folder.params.geometry.cholesky)
     np.testing.assert_allclose(cholesky @ cholesky.T, fisher, rtol=1e-3, atol=1e-3)
     assert float(folder.params.radius) == 1.0 and float(folder.params.offset) == 0.0
+
+
+def test_a_posterior_of_a_finished_reward_model_takes_no_step(script, trained, tmp_path):
+    first = trained[0]
+    defaults = {name: getattr(script.Config(), name) for name in ("steps", "learning_rate", "adapter")}
+    config = dataclasses.replace(
+        first, kind="posterior", frozen=True, model=str(first.out / "model"), out=tmp_path / "frozen", **defaults
+    )
+    summary = script.main(config)
+    rows = {row["name"]: row["mean"] for row in summary["rows"]}
+    assert rows["held-out margin"] == pytest.approx(
+        {row["name"]: row["mean"] for row in trained[1]["rows"]}["held-out margin"], abs=1e-5
+    )
+    assert [line["step"] for line in read_metrics(config.out / "metrics.jsonl")] == [0]
+    found, given = load_reward_folder(config.out / "model"), load_reward_folder(first.out / "model").params
+    for part in ("trunk", "head"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(found.params, part), given[part])
+    chosen, rejected = (side.features for side in scores_of(found, split_of(script, config).train))
+    difference = (chosen - rejected).astype(np.float64)
+    probability = 1 / (1 + np.exp(-difference @ np.asarray(given["head"]["kernel"], np.float64)))
+    fisher = np.eye(16) + difference.T @ (difference * (probability * (1 - probability))[:, None])
+    cholesky = np.asarray(found.params.geometry.cholesky)
+    np.testing.assert_allclose(cholesky @ cholesky.T, fisher, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match=r"--frozen leaves the reward model as it is, and .* has no reward head"):
+        script.main(dataclasses.replace(config, model=first.model, out=tmp_path / "headless"))
+    assert not (tmp_path / "headless").exists()
 
 
 def test_members_of_a_second_stage_share_the_trunk_of_the_first(of_kind):
@@ -345,7 +398,10 @@ def test_doubts_are_held_against_a_score_and_a_policy(script, of_kind, tiny_mode
         ({"kind": "posterior", "regularisation": 0.0}, "--regularisation is 0.0: give more than 0"),
         ({"kind": "dropout"}, "--kind dropout needs --dropout"),
         ({"kind": "lora_ensemble"}, "--kind lora_ensemble trains an adapter a member: give --adapter lora"),
-        ({"kind": "lora_ensemble", "adapter": "lora"}, "--model no/such/model is none: train one first"),
+        ({"kind": "lora_ensemble", "adapter": "lora"}, "there is no folder no/such/model"),
+        ({"kind": "lora_ensemble", "adapter": "lora", "model": "."}, "--model . is none: train one first"),
+        ({"frozen": True}, "--kind bradley_terry does not use --frozen: leave it out, or choose posterior"),
+        ({"kind": "posterior", "frozen": True}, "--frozen takes no step, so nothing reads --steps"),
     ],
 )
 def test_options_that_the_kind_does_not_read_are_refused_before_the_model_is_read(script, config, options, message):

@@ -60,6 +60,10 @@ def test_pairs_and_picks(script, write, rewards):
     assert table(summary)["accuracy"] == pytest.approx((scores[:, 0] > scores[:, 1]).mean())
     assert table(summary)["accuracy of the longer completion"] == 0.5
 
+    # The longest has the most tokens: of a tokenizer of bytes " ééé" has seven, and " abcde" six.
+    rows = [{"prompt": "the cat", "completions": [" abcde", " ééé"], "gold": [0.25, 0.75]}]
+    assert table(script.main(dataclasses.replace(write(rows), overwrite=True)))["gold of the longest"] == 0.75
+
     rows = [{"prompt": "the cat", "completions": [" sat", " ran off"], "gold": [0.25, 0.75]}] * 3
     config = dataclasses.replace(write(rows), reward=rewards, rule="worst_case", overwrite=True)
     found = table(script.main(config))
@@ -71,6 +75,25 @@ def test_pairs_and_picks(script, write, rewards):
     lines = read_lines(config.out / "scores.jsonl")
     np.testing.assert_allclose([line["scores"] for line in lines], [expected] * 3, atol=1e-4)
     assert found["gold of the pick by score"] == pytest.approx([0.25, 0.75][int(expected.argmax())])
+    spread = (alone - alone.mean(axis=1, keepdims=True)).std(axis=0)
+    np.testing.assert_allclose([line["epistemic"] for line in lines], [spread] * 3, atol=1e-4)
+    assert "aleatoric" not in lines[0]
+
+
+@pytest.mark.parametrize("rule", ["single", "mean"])
+def test_what_a_model_says_of_its_doubt_stands_beside_the_score(script, write, monkeypatch, rule):
+    """Two stand-ins for models: of each, scores of three completions, of which the first model cannot read the last."""
+    mean, aleatoric = np.float32([[1, 5, np.nan], [2, 2, 4]]), np.float32([[3, 0, np.nan], [4, 0, 1]])
+    models = iter(script.CompletionScores(*both) for both in zip(mean, [None] * 2, aleatoric, strict=True))
+    monkeypatch.setattr(script, "load_scorer", lambda options, source: lambda examples, count: next(models))
+    config = write([{"prompt": "the cat", "completion": text} for text in (" sat", " ran", " fell")])
+    script.main(dataclasses.replace(config, reward=config.reward * 2, rule=rule))
+    lines = read_lines(config.out / "scores.jsonl")
+    centred = [[-2, 2], [0, 0]]  # over the two that both read
+    expected = centred[0] if rule == "single" else [-1, 1]
+    assert [line["score"] for line in lines] == [*expected, None]
+    assert [line["epistemic"] for line in lines] == [1.0, 1.0, None]
+    assert [line["aleatoric"] for line in lines] == [pytest.approx(np.sqrt((9 + 16) / 2)), 0.0, None]
 
 
 @pytest.mark.parametrize(
@@ -82,6 +105,7 @@ def test_pairs_and_picks(script, write, rewards):
         ({"penalty": 1.0}, "the rule mean has no coefficient"),
         ({"columns": {"completion": "answer"}}, "has no completions to judge"),
         ({"columns": {"note": "score"}}, "has a column 'score', which is written here"),
+        ({"columns": {"note": "epistemic"}}, "has a column 'epistemic', which is written here"),
         ({"reward": ("nowhere",)}, "there is no folder nowhere"),
     ],
 )

@@ -5,26 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.heads import init_reward_model
 from rlhf_jax.rewards.bradley_terry import reward_scorer
 from rlhf_jax.rewards.dropout import DropoutParams, draw_masks, dropout_scorer, masked_heads
 from rlhf_jax.rewards.ensemble import member_offset
 from rlhf_jax.rewards.linear_ensemble import apply_heads
 
-CONFIG = ModelConfig(
-    vocab_size=12,
-    width=8,
-    layers=1,
-    heads=2,
-    key_value_heads=1,
-    feed_forward_width=12,
-    context_length=16,
-    initializer_range=0.5,
-)
-MASK = jnp.arange(7)[None] < jnp.array([7, 2, 5, 1])[:, None]
-TOKENS = jax.random.randint(jax.random.key(0), (4, 7), 1, 12, jnp.int32)
-SCORER = jax.jit(dropout_scorer(CONFIG))
+
+@pytest.fixture(scope="module")
+def scorer(config):
+    return jax.jit(dropout_scorer(config))
 
 
 def every_mask(width: int, values: tuple[float, ...]) -> jax.Array:
@@ -33,14 +23,14 @@ def every_mask(width: int, values: tuple[float, ...]) -> jax.Array:
 
 
 @pytest.fixture(scope="module")
-def model():
-    model = jax.jit(init_reward_model, static_argnums=0)(CONFIG, jax.random.key(1))
+def model(config):
+    model = jax.jit(init_reward_model, static_argnums=0)(config, jax.random.key(1))
     return {**model, "head": {**model["head"], "bias": jnp.float32(0.75)}}
 
 
 @pytest.fixture(scope="module")
-def alone(model):
-    return jax.jit(reward_scorer(CONFIG))(model, TOKENS, MASK)
+def alone(model, config, tokens, mask):
+    return jax.jit(reward_scorer(config))(model, tokens, mask)
 
 
 def params_of(model, masks, offset=None) -> DropoutParams:
@@ -48,9 +38,9 @@ def params_of(model, masks, offset=None) -> DropoutParams:
     return DropoutParams(trunk=model["trunk"], head=model["head"], masks=masks, offset=offset)
 
 
-def test_members_are_the_head_under_each_mask(model, alone):
+def test_members_are_the_head_under_each_mask(model, alone, tokens, mask, scorer):
     masks = draw_masks(jax.random.key(2), samples=5, width=8, rate=0.3)
-    score = SCORER(params_of(model, masks), TOKENS, MASK)
+    score = scorer(params_of(model, masks), tokens, mask)
     kernel = np.asarray(model["head"]["kernel"])
     each = np.stack([(np.asarray(alone.features) * mask) @ kernel + 0.75 for mask in np.asarray(masks)])
     np.testing.assert_allclose(score.members, each, rtol=1e-4, atol=1e-5)
@@ -59,9 +49,9 @@ def test_members_are_the_head_under_each_mask(model, alone):
     np.testing.assert_allclose(score.features, alone.features, rtol=1e-5, atol=1e-6)
 
 
-def test_moments_over_all_masks_are_those_of_the_formula(model, alone):
+def test_moments_over_all_masks_are_those_of_the_formula(model, alone, tokens, mask, scorer):
     """Rate 1/2: the 2^8 masks are equally likely, so mean and variance over them are exact."""
-    score = SCORER(params_of(model, every_mask(8, (0.0, 2.0))), TOKENS, MASK)
+    score = scorer(params_of(model, every_mask(8, (0.0, 2.0))), tokens, mask)
     products = np.asarray(alone.features, np.float64) * np.asarray(model["head"]["kernel"], np.float64)
     np.testing.assert_allclose(score.members.mean(axis=0), alone.mean, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(np.square(score.epistemic), np.square(products).sum(axis=1), rtol=1e-4)
@@ -87,18 +77,18 @@ def test_drawn_masks_drop_at_the_rate_and_have_mean_one(rate):
     assert (masks[0] != masks[1]).any()
 
 
-def test_offsets_centre_members_and_mean_alike(model, alone):
+def test_offsets_centre_members_and_mean_alike(model, alone, tokens, mask, scorer):
     masks = every_mask(8, (0.0, 2.0))
-    raw = SCORER(params_of(model, masks), TOKENS, MASK)
-    score = SCORER(params_of(model, masks, member_offset(raw.members)), TOKENS, MASK)
+    raw = scorer(params_of(model, masks), tokens, mask)
+    score = scorer(params_of(model, masks, member_offset(raw.members)), tokens, mask)
     np.testing.assert_allclose(score.members.mean(axis=1), 0.0, atol=1e-5)
     np.testing.assert_allclose(score.mean, alone.mean - alone.mean.mean(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(score.mean, score.members.mean(axis=0), rtol=1e-4, atol=1e-5)
 
 
-def test_scores_depend_on_the_sequence_only(model):
+def test_scores_depend_on_the_sequence_only(model, tokens, mask, scorer):
     params = params_of(model, draw_masks(jax.random.key(2), samples=4, width=8, rate=0.3))
-    score, again = SCORER(params, TOKENS, MASK), SCORER(params, TOKENS[::-1], MASK[::-1])
+    score, again = scorer(params, tokens, mask), scorer(params, tokens[::-1], mask[::-1])
     np.testing.assert_allclose(again.members[:, ::-1], score.members, rtol=1e-5, atol=1e-6)
 
 

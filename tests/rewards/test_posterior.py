@@ -10,7 +10,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy.stats import chi2
 
 from rlhf_jax.losses.reward import bradley_terry
-from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.heads import init_reward_model
 from rlhf_jax.rewards import ellipsoid
 from rlhf_jax.rewards.bradley_terry import reward_scorer
@@ -26,20 +25,10 @@ from rlhf_jax.rewards.posterior import (
     updated,
 )
 
-CONFIG = ModelConfig(
-    vocab_size=12,
-    width=8,
-    layers=1,
-    heads=2,
-    key_value_heads=1,
-    feed_forward_width=12,
-    context_length=16,
-    initializer_range=0.5,
-)
-LENGTHS = jnp.array([7, 2, 5, 1])
-MASK = jnp.arange(7)[None] < LENGTHS[:, None]
-TOKENS = jax.random.randint(jax.random.key(0), (4, 7), 1, 12, jnp.int32)
-SCORER = jax.jit(posterior_scorer(CONFIG))
+
+@pytest.fixture(scope="module")
+def scorer(config):
+    return jax.jit(posterior_scorer(config))
 
 
 def pairs_of(rows: int, width: int, seed: int = 0, dtype=np.float64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -338,8 +327,8 @@ def test_with_radius_zero_all_drawn_heads_are_the_mean_and_others_differ():
 
 
 @pytest.fixture(scope="module")
-def params() -> PosteriorParams:
-    model = init_reward_model(CONFIG, jax.random.key(1))
+def params(config) -> PosteriorParams:
+    model = init_reward_model(config, jax.random.key(1))
     chosen, rejected, _ = pairs_of(30, 8, dtype=np.float32)
     return PosteriorParams(
         trunk=model["trunk"],
@@ -350,9 +339,9 @@ def params() -> PosteriorParams:
     )
 
 
-def test_the_scorer_says_the_reward_and_its_deviation(params):
-    score = SCORER(params, TOKENS, MASK)
-    plain = jax.jit(reward_scorer(CONFIG))({"trunk": params.trunk, "head": params.head}, TOKENS, MASK)
+def test_the_scorer_says_the_reward_and_its_deviation(params, config, tokens, mask, scorer):
+    score = scorer(params, tokens, mask)
+    plain = jax.jit(reward_scorer(config))({"trunk": params.trunk, "head": params.head}, tokens, mask)
     np.testing.assert_allclose(score.mean, plain.mean - 0.25, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(score.features, plain.features)
     inverse = np.linalg.inv(matrix_of(params.geometry))
@@ -363,15 +352,15 @@ def test_the_scorer_says_the_reward_and_its_deviation(params):
 
 
 @pytest.mark.parametrize(("left", "right"), [(4, 0), (3, 2)])
-def test_padding_does_not_matter_to_the_deviation(params, left, right):
+def test_padding_does_not_matter_to_the_deviation(params, left, right, tokens, mask, scorer):
     widths = ((0, 0), (left, right))
-    tokens = jnp.pad(jnp.where(MASK, TOKENS, 9), widths, constant_values=9)
-    found, expected = SCORER(params, tokens, jnp.pad(MASK, widths)), SCORER(params, TOKENS, MASK)
+    padded = jnp.pad(jnp.where(mask, tokens, 9), widths, constant_values=9)
+    found, expected = scorer(params, padded, jnp.pad(mask, widths)), scorer(params, tokens, mask)
     np.testing.assert_allclose(found.epistemic, expected.epistemic, rtol=1e-4)
 
 
-def test_rules_that_penalise_and_advpo_take_a_posterior(params):
-    score = SCORER(params, TOKENS, MASK)
+def test_rules_that_penalise_and_advpo_take_a_posterior(params, tokens, mask, scorer):
+    score = scorer(params, tokens, mask)
     bound = lower_confidence_bound()
     rewards, _, metrics = bound.apply(score, None, bound.init(0.5))
     np.testing.assert_allclose(rewards, score.mean - 0.5 * score.epistemic, rtol=1e-6)
@@ -382,21 +371,21 @@ def test_rules_that_penalise_and_advpo_take_a_posterior(params):
     np.testing.assert_allclose(metrics["uncertainty/mean"], score.epistemic.mean(), rtol=1e-6)
 
 
-def test_a_linear_ensemble_of_drawn_heads_stands_for_the_posterior(params):
+def test_a_linear_ensemble_of_drawn_heads_stands_for_the_posterior(params, config, tokens, mask, scorer):
     heads = draw_heads(jax.random.key(3), params.head, params.geometry, params.radius, 4000)
     ensemble = LinearEnsembleParams(trunk=params.trunk, heads=heads, offset=jnp.full(4000, params.offset))
-    found = jax.jit(linear_ensemble_scorer(CONFIG))(ensemble, TOKENS, MASK)
-    expected = SCORER(params, TOKENS, MASK)
+    found = jax.jit(linear_ensemble_scorer(config))(ensemble, tokens, mask)
+    expected = scorer(params, tokens, mask)
     np.testing.assert_allclose(found.epistemic, expected.epistemic, rtol=5 / np.sqrt(2 * 4000))
     np.testing.assert_array_less(np.abs(found.mean - expected.mean), 5 * expected.epistemic / np.sqrt(4000))
 
 
-def test_eight_devices_give_the_scores_of_one(params):
+def test_eight_devices_give_the_scores_of_one(params, tokens, mask, scorer):
     if jax.device_count() < 8:
         pytest.skip("needs 8 devices (tests/conftest.py makes fake ones)")
     rows = NamedSharding(jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,)), PartitionSpec("data"))
-    tokens, mask = jnp.tile(TOKENS, (2, 1)), jnp.tile(MASK, (2, 1))
-    found = jax.block_until_ready(SCORER(params, *jax.device_put((tokens, mask), rows)))
-    expected = SCORER(params, TOKENS, MASK)
+    twice = jnp.tile(tokens, (2, 1)), jnp.tile(mask, (2, 1))
+    found = jax.block_until_ready(scorer(params, *jax.device_put(twice, rows)))
+    expected = scorer(params, tokens, mask)
     np.testing.assert_allclose(found.mean, np.tile(expected.mean, 2), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found.epistemic, np.tile(expected.epistemic, 2), rtol=1e-4)

@@ -5,25 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.heads import apply_head
 from rlhf_jax.models.transformer import init_trunk
 from rlhf_jax.rewards.probabilistic import ProbabilisticParams, mean_head, mean_overlap, probabilistic_scorer
 from rlhf_jax.types import Score
 
-CONFIG = ModelConfig(
-    vocab_size=12, width=8, layers=1, heads=2, key_value_heads=1, feed_forward_width=12, context_length=16,
-    initializer_range=0.5,
-)  # fmt: skip
 
-
-def test_scores_are_mean_and_deviation_of_the_reward():
+def test_scores_are_mean_and_deviation_of_the_reward(config):
     mask = jnp.arange(6)[None] < jnp.array([6, 2, 4])[:, None]
     tokens = jax.random.randint(jax.random.key(0), (3, 6), 1, 12, jnp.int32)
     keys = jax.random.split(jax.random.key(1), 3)
     head = {"kernel": 2.0 * jax.random.normal(keys[1], (8, 2)), "bias": jnp.array([0.5, 2.0])}
-    params = ProbabilisticParams(trunk=jax.jit(init_trunk, static_argnums=0)(CONFIG, keys[0]), head=head)
-    score = jax.jit(probabilistic_scorer(CONFIG))(params, tokens, mask)
+    params = ProbabilisticParams(trunk=jax.jit(init_trunk, static_argnums=0)(config, keys[0]), head=head)
+    score = jax.jit(probabilistic_scorer(config))(params, tokens, mask)
     outputs = np.asarray(score.features, np.float64) @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
     assert (outputs[:, 1] > 2).any() and (outputs[:, 1] < 2).any()
     np.testing.assert_allclose(score.mean, outputs[:, 0], rtol=1e-4, atol=1e-5)

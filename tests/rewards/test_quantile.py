@@ -6,31 +6,23 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.heads import apply_head
 from rlhf_jax.models.transformer import init_trunk
 from rlhf_jax.rewards.quantile import QuantileParams, even_levels, mean_head, quantile_scorer, spread
 
-CONFIG = ModelConfig(
-    vocab_size=12, width=8, layers=1, heads=2, key_value_heads=1, feed_forward_width=12, context_length=16,
-    initializer_range=0.5,
-)  # fmt: skip
-MASK = jnp.arange(6)[None] < jnp.array([6, 2, 4])[:, None]
-TOKENS = jax.random.randint(jax.random.key(0), (3, 6), 1, 12, jnp.int32)
-
 
 @pytest.fixture(scope="module")
-def params() -> QuantileParams:
+def params(config) -> QuantileParams:
     keys = jax.random.split(jax.random.key(1), 3)
     heads = {"kernel": jax.random.normal(keys[1], (8, 5)), "bias": jax.random.normal(keys[2], (5,))}
     return QuantileParams(
-        trunk=jax.jit(init_trunk, static_argnums=0)(CONFIG, keys[0]), quantiles=heads, levels=even_levels(5)
+        trunk=jax.jit(init_trunk, static_argnums=0)(config, keys[0]), quantiles=heads, levels=even_levels(5)
     )
 
 
-def test_scores_are_those_of_numpy_whatever_the_order_of_the_quantiles(params):
-    scorers = (jax.jit(quantile_scorer(CONFIG, centre=name)) for name in ("mean", "median"))
-    by_mean, by_median = (score(params, TOKENS, MASK) for score in scorers)
+def test_scores_are_those_of_numpy_whatever_the_order_of_the_quantiles(params, config, tokens, mask):
+    scorers = (jax.jit(quantile_scorer(config, centre=name)) for name in ("mean", "median"))
+    by_mean, by_median = (score(params, tokens, mask) for score in scorers)
     raw = np.asarray(by_mean.features) @ np.asarray(params.quantiles["kernel"]) + np.asarray(params.quantiles["bias"])
     assert (np.diff(raw, axis=1) < 0).any()  # random heads cross
     ordered = np.sort(raw, axis=1)
@@ -52,8 +44,8 @@ def test_the_spread_of_normal_quantiles_is_the_standard_deviation():
     np.testing.assert_allclose(two, 1 / (stats.norm.ppf(0.75) - stats.norm.ppf(0.25)), rtol=1e-6)
 
 
-def test_impossible_options_are_errors():
+def test_impossible_options_are_errors(config):
     with pytest.raises(ValueError, match="centre is 'mode'; choose mean or median"):
-        quantile_scorer(CONFIG, centre="mode")
+        quantile_scorer(config, centre="mode")
     with pytest.raises(ValueError, match="1 quantiles show no spread"):
         even_levels(1)

@@ -34,6 +34,18 @@ def test_members_that_part_on_new_data_disagree_there():
     np.testing.assert_allclose(as_ensemble(new, known).mean, score - score.mean() + 2.0, atol=1e-5)
 
 
+def test_aleatoric_deviations_are_mixed_by_the_law_of_total_variance():
+    """Of many draws of a random member's reward, the variance is that of the means and the mean of the variances."""
+    means = np.float32([[0.0, 4.0, np.nan], [1.0, 3.0, 0.0]])
+    deviations = np.float32([[3.0, 1.0, np.nan], [4.0, 7.0, 2.0]])
+    models = [CompletionScores(mean, aleatoric=own) for mean, own in zip(means, deviations, strict=True)]
+    found = as_ensemble(models)
+    np.testing.assert_allclose(found.aleatoric, [np.sqrt((9 + 16) / 2), np.sqrt((1 + 49) / 2), np.nan], rtol=1e-6)
+    draws = np.random.default_rng(0).normal(found.members[:, 0], deviations[:, 0], (100_000, 2))
+    assert draws.var() == pytest.approx(found.epistemic[0] ** 2 + found.aleatoric[0] ** 2, rel=0.02)
+    assert as_ensemble([models[0], CompletionScores(means[1])]).aleatoric is None
+
+
 def test_a_folder_without_a_head_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     save_file({"model.norm.weight": np.ones(4, np.float32)}, tmp_path / "model.safetensors")

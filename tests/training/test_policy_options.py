@@ -27,23 +27,25 @@ def test_the_coefficient_stays_or_follows_a_target():
         ({"reference_responses": 2}, "--rule mean does not use --reference-responses"),
     ],
 )
-def test_a_rule_that_does_not_go_with_the_rewards_is_named(change, sentence):
+def test_a_rule_that_does_not_go_with_the_rewards_is_named(change, sentence, tmp_path):
     with pytest.raises(ValueError, match=sentence):
-        check_rewards_named(dataclasses.replace(PolicyOptions(reward=("folder",)), **change))
+        check_rewards_named(dataclasses.replace(PolicyOptions(reward=(str(tmp_path),)), **change))
 
 
 def test_advpo_without_a_linear_head_is_refused_before_anything_is_read(tmp_path):
     made_with = {"weights": "", "template": None, "tokenizer": None}
-    description = {"kind": "lora_ensemble", "options": {}, "made_with": made_with, "tensors": ""}
+    description = {"kind": "lora_ensemble", "options": {}, "made_with": made_with}
+    description |= {"dtype": "float32", "tensors": ""}
     (tmp_path / "uncertainty.json").write_text(json.dumps(description))
     options = PolicyOptions(reward=(str(tmp_path),), rule="advpo", preferences=Path("pairs"))
     with pytest.raises(ValueError, match="the rule advpo is for one linear head"):
         check_rewards_named(options)
 
 
-def test_what_goes_together_is_let_through():
-    advpo = PolicyOptions(reward=("folder",), rule="advpo", preferences=Path("pairs"), reference_responses=3)
-    par = PolicyOptions(reward=("folder",), rule="par", reference_responses=3)
+def test_what_goes_together_is_let_through(tmp_path):
+    folder = (str(tmp_path),)
+    advpo = PolicyOptions(reward=folder, rule="advpo", preferences=Path("pairs"), reference_responses=3)
+    par = PolicyOptions(reward=folder, rule="par", reference_responses=3)
     several = PolicyOptions(reward=("a", "b"), rule="uncertainty_weighted", penalty=0.1)
     for options in (advpo, par, several, PolicyOptions(reward=("module:f",))):
         check_rewards_named(options)

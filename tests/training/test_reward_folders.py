@@ -339,6 +339,14 @@ def test_an_uncertainty_made_with_another_template_or_tokenizer_is_refused(folde
         load_reward_folder(moved)
 
 
+def test_an_uncertainty_that_is_used_in_another_dtype_than_it_was_made_in_is_said(folders, recwarn):
+    with pytest.warns(UserWarning, match=r"posterior was made in float32 and is used in bfloat16.*--dtype float32"):
+        load_reward_folder(folders["posterior"], dtype="bfloat16")
+    recwarn.clear()
+    load_reward_folder(folders["posterior"])
+    assert not [one for one in recwarn if "was made in" in str(one.message)]
+
+
 def test_damaged_and_mixed_files_are_refused(folders, tmp_path):
     moved = copied(folders["posterior"], tmp_path / "moved")
     whole = (moved / TENSOR_FILE).read_bytes()
@@ -422,8 +430,8 @@ def test_an_ensemble_of_different_tokenizers_is_refused(folders, tmp_path):
     check_same_tokenizer([])
     check_same_tokenizer([first, folders["quantile"], tmp_path / "longer"])
     with pytest.raises(
-        ValueError, match=r"swapped has another tokenizer than .* \(2 tokens differ: 'a' is 2 there and 1"
+        ValueError, match=r"swapped has another tokenizer than .* \(2 tokens differ: 'a' is 1 here and 2 there\)"
     ):
         check_same_tokenizer([first, folders["quantile"], tmp_path / "swapped"])
-    with pytest.raises(ValueError, match="'<more>' is no id there and 16 here"):
+    with pytest.raises(ValueError, match="'<more>' is 16 here and no id there"):
         check_same_tokenizer([tmp_path / "longer", first])

@@ -9,8 +9,10 @@ import pytest
 
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.rewards.members import Member
-from rlhf_jax.training import reward_models
-from rlhf_jax.training.reward_folders import JSON_FILE, RewardFolder
+from rlhf_jax.training import reward_folders, reward_models
+from rlhf_jax.training.kind_options import KindOptions, check_kind
+from rlhf_jax.training.options import TrainingOptions
+from rlhf_jax.training.reward_folders import JSON_FILE, RewardFolder, kind_in, options_in, scorer_in
 from rlhf_jax.training.reward_models import check_member, check_no_prompt_gate, check_rule, load_members, read_reward
 
 SMALL = ModelConfig(
@@ -18,10 +20,19 @@ SMALL = ModelConfig(
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Options(TrainingOptions, KindOptions):
+    smoothing_rate: float | None = None
+    dropout: float = 0.0
+    label_smoothing: float = 0.0
+    centring: float = 0.0
+
+
 def described(folder, kind, **options) -> str:
     """A folder that says of which kind its reward model is."""
     made_with = {"weights": "", "template": None, "tokenizer": None}
-    description = {"kind": kind, "options": options, "made_with": made_with, "tensors": ""}
+    description = {"kind": kind, "options": options, "made_with": made_with}
+    description |= {"dtype": "float32", "tensors": ""}
     (folder / JSON_FILE).write_text(json.dumps(description))
     return str(folder)
 
@@ -29,10 +40,12 @@ def described(folder, kind, **options) -> str:
 def test_a_rule_must_be_one_that_the_models_can_serve(tmp_path):
     for rule in ("uncertainty_weighted", "lower_confidence_bound", "worst_case"):
         with pytest.raises(ValueError, match=f"the rule {rule} needs at least 2 reward models.*of kind bradley_terry"):
-            check_rule(rule, ["nowhere"])
+            check_rule(rule, [str(tmp_path)])
         check_rule(rule, ["one", "two"])
+        with pytest.raises(ValueError, match="there is no folder nowhere"):
+            check_rule(rule, ["nowhere"])
     for rule in ("mean", "single"):
-        check_rule(rule, ["nowhere"])
+        check_rule(rule, [str(tmp_path)])
     posterior = described(tmp_path, "posterior")
     check_rule("lower_confidence_bound", [posterior])
     with pytest.raises(ValueError, match=r"the rule worst_case needs at least 2.*of kind posterior"):
@@ -42,6 +55,22 @@ def test_a_rule_must_be_one_that_the_models_can_serve(tmp_path):
     with pytest.raises(ValueError, match=r"worst_case needs members, and .* gives the statistic range"):
         check_rule("worst_case", [ranges])
     check_rule("worst_case", [described(tmp_path, "gaussian_ensemble")])
+
+
+def test_a_hub_id_has_the_kind_of_the_folder_that_it_is_downloaded_to(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    described(tmp_path, "gaussian", gate="prompt", prompt_length=7)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: {"owner/name": str(tmp_path)}[name])
+    assert (kind_in("owner/name"), options_in("owner/name")["prompt_length"]) == ("gaussian", 7)
+    with pytest.raises(ValueError, match=r"advpo is for one linear head .* of kind gaussian"):
+        check_rule("advpo", ["owner/name"])
+    with pytest.raises(ValueError, match="must end in column 7"):
+        check_no_prompt_gate("owner/name")
+    described(tmp_path, "linear_ensemble")
+    check_rule("worst_case", ["owner/name"])
+    check_kind(Options(kind="lora_ensemble", adapter="lora", model="owner/name"))
+    assert scorer_in("owner/name", SMALL).__qualname__.startswith("linear_ensemble_scorer")
 
 
 @pytest.mark.parametrize(
@@ -101,11 +130,11 @@ def tokenizer(vocabulary):
 )
 def test_a_reward_model_must_be_able_to_read_the_policy(monkeypatch, known, config, sentence):
     monkeypatch.setattr(reward_models, "load_config", lambda folder: config)
-    monkeypatch.setattr(reward_models, "load_tokenizer", lambda folder: tokenizer(known))
+    monkeypatch.setattr(reward_folders, "load_tokenizer", lambda folder: tokenizer(known))
     with pytest.raises(ValueError, match=sentence):
         check_member("FOLDER", SMALL, tokenizer("abc"), 10)
     monkeypatch.setattr(reward_models, "load_config", lambda folder: SMALL)
-    monkeypatch.setattr(reward_models, "load_tokenizer", lambda folder: tokenizer("abc<"))
+    monkeypatch.setattr(reward_folders, "load_tokenizer", lambda folder: tokenizer("abc<"))
     check_member("FOLDER", SMALL, tokenizer("abc"), 10)
 
 
@@ -120,11 +149,11 @@ def test_a_reward_is_a_function_or_folders(monkeypatch):
         check_member("nowhere", SMALL, tokenizer("abc"), 10)
 
 
-def test_reward_models_compute_as_the_policy_does(monkeypatch):
+def test_reward_models_compute_as_the_policy_does(monkeypatch, tmp_path):
     loaded = lambda folder, *_: RewardFolder("bradley_terry", SMALL, None, {})  # noqa: E731
     monkeypatch.setattr(reward_models, "check_member", lambda *given: None)
     monkeypatch.setattr(reward_models, "load_reward_folder", loaded)
     monkeypatch.setattr(reward_models, "scorer_in", lambda folder, config: config)
     policy = dataclasses.replace(SMALL, width=2 * SMALL.width, attention="ring", attention_block=3)
-    (member,) = load_members(["a"], policy, None, 10)
+    (member,) = load_members([str(tmp_path)], policy, None, 10)
     assert member.config == member.scorer == dataclasses.replace(SMALL, attention="ring", attention_block=3)
