@@ -1,22 +1,27 @@
-"""Kinds of uncertain reward models at equal labels: is their doubt worth anything, and what do policies make of it?
+"""Kinds of uncertain reward models at equal labels: do they know where they err, and what do policies make of it?
 
     python experiments/uncertainty.py --preset quick
+    python experiments/uncertainty.py --preset full
+    python experiments/uncertainty.py --preset full --label-noise 0
     python experiments/uncertainty.py --preset full --kinds single seeds LoRA posterior --rules mean WCO AdvPO
     python experiments/uncertainty.py --preset real --policy FOLDER --prompts FILE.jsonl --sentiment FILE.jsonl
 
 Every kind is trained, in every seed, on the labels of one careless annotator: as many for all, with the compute stated.
 (URM, URME and the quantiles see ratings of single responses, a label each; the others comparisons.) First the single
 reward model is optimised plainly, and what that policy writes is stored; then every kind is asked about the same stored
-responses (accuracy, calibration, whether its doubt rises with |proxy - gold| and tells new responses), and policies are
-trained on every kind under every reward rule that it can serve. Scores, coefficients of rules and gold are in standard
-deviations under the initial policy. All rules and seeds of a kind and an algorithm are lanes of one compiled program.
+responses (accuracy, calibration, whether its uncertainty rises with |proxy - gold| and tells new responses), and
+policies are trained on every kind under every reward rule that it can serve. Scores, coefficients of rules and gold are
+in standard deviations under the initial policy. All rules and seeds of a kind and an algorithm are lanes of one
+compiled program.
 
-Two CPU cores: `quick` 138 s, `full` 23 minutes beside other work; docs/reward_models.md has what came out.
+What the papers claim is judged as gates: a gate passes when its mean over seeds lies where the claim wants it; "within
+noise" says that a threshold lies within the 95 % interval. Some claims are for noisy labels and for clean ones: run
+`full` with `--label-noise 0` too.
 
-Two CPU cores: `quick` 138 s, `full` 23 minutes beside other work; docs/reward_models.md has what came out.
+docs/reward_models.md has what came out, and how long it took on two CPU cores.
 
-It leaves `tables.md`, `metrics.jsonl`, `figures/kinds.png`, `figures/policies.png` and `summary.json`, whose checks are
-what the papers claim.
+It leaves `tables.md` (the tables of docs/reward_models.md, gates included), `gates.json` (every seed), `metrics.jsonl`,
+`figures/kinds.png`, `figures/policies.png` and `summary.json`.
 """
 
 import dataclasses
@@ -28,27 +33,21 @@ import jax
 import numpy as np
 
 from rlhf_jax.evaluation.frontier import Curves
-from rlhf_jax.evaluation.uncertainty_figures import (
-    kinds_figure,
-    kinds_table,
-    policies_figure,
-    policies_table,
-)
 from rlhf_jax.laboratory.arms import Plan, check_arms
 from rlhf_jax.laboratory.comparison import Schedule, curves_of, first_measurement, run_arm
+from rlhf_jax.laboratory.gates.gate import gate_checks, gate_rows
+from rlhf_jax.laboratory.gates.report import print_gates
 from rlhf_jax.laboratory.options import Options, check_options
-from rlhf_jax.laboratory.setting import (
-    Setting,
-    builtin_setting,
-    text_setting,
-    tiny_model,
-)
-from rlhf_jax.laboratory.uncertainty_gates import gates, rows_of
-from rlhf_jax.laboratory.uncertainty_panel import MEASURES, begun, measure, panel_of, score_panel
+from rlhf_jax.laboratory.setting import Setting, builtin_setting, text_setting, tiny_model
+from rlhf_jax.laboratory.uncertain_picks import disagreement, picked
+from rlhf_jax.laboratory.uncertainty_gates import Found, gates, rows_of
+from rlhf_jax.laboratory.uncertainty_panel import begun, measure, panel_of, score_panel
+from rlhf_jax.laboratory.uncertainty_report import write_report
 from rlhf_jax.laboratory.uncertainty_study import (
     KINDS,
     RULES,
     Coefficients,
+    Prepared,
     begin,
     contest_of,
     flops,
@@ -63,20 +62,18 @@ from rlhf_jax.training import run_folder
 from rlhf_jax.training.command_line import run
 from rlhf_jax.training.compilation import CompileClock
 from rlhf_jax.training.metrics import MetricsWriter
-
-SHOWN = tuple(name for name in MEASURES if name not in ("surest_half", "other_half"))
-"""Measures of the printed table and of the figure."""
+from rlhf_jax.training.options import RunOptions
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(RunOptions):
     """Options of the study.
 
     Attributes:
         preset: a complete configuration to start from; other options given change it.
         out: folder to write to; None: runs/uncertainty/<time>.
         overwrite: replace what an earlier run left in that folder.
-        strict: exit with 1 when a check fails.
+        strict: exit with 1 when a gate fails.
         policy: Hugging Face folder of a pretrained policy; None: the built-in world.
         prompts: JSONL file with a column `prompt`, for a pretrained policy.
         sentiment: JSONL file with columns `text` and `label`, from which a pretrained policy's gold is learned.
@@ -102,15 +99,12 @@ class Config:
         kl_coefficient: of the KL from the initial policy in the reward.
         test_pairs: fresh comparisons that kinds are tested on.
         answers: responses to each held-out prompt for best-of-n.
-        best_of: n of best-of-n, at most `answers`.
+        best_of: largest n of best-of-n, at most `answers`; at least 2.
         width: of the built-in policy and reward models.
         sft_steps: fine-tuning steps of the built-in policy and reward trunks.
     """
 
     preset: Literal["quick", "full", "real", "tiny"] = "quick"
-    out: Path | None = None
-    overwrite: bool = False
-    strict: bool = False
     policy: Path | None = None
     prompts: Path | None = None
     sentiment: Path | None = None
@@ -135,8 +129,8 @@ class Config:
     learning_rate: float = 3e-4
     kl_coefficient: float = 0.0
     test_pairs: int = 512
-    answers: int = 64
-    best_of: int = 64
+    answers: int = 256
+    best_of: int = 128
     width: int = 32
     sft_steps: int = 700
 
@@ -150,6 +144,8 @@ PRESETS = {
         algorithms=("ppo", "grpo"),
         seeds=5,
         updates=60,
+        answers=1024,
+        best_of=512,
     ),
     "real": Config(
         preset="real",
@@ -161,6 +157,8 @@ PRESETS = {
         pairs=1000,
         updates=20,
         learning_rate=5e-5,
+        answers=64,
+        best_of=64,
     ),
     "tiny": Config(
         preset="tiny",
@@ -187,24 +185,9 @@ PRESETS = {
 
 def study_options(config: Config) -> Options:
     """The options of the over-optimisation study's world, or of a pretrained policy's."""
-    shared = Options(
-        policy=config.policy,
-        prompts=config.prompts,
-        sentiment=config.sentiment,
-        seed=config.seed,
-        seeds=config.seeds,
-        members=config.members,
-        methods=("PPO",),
-        pairs=config.pairs,
-        label_noise=config.label_noise,
-        held_out=config.held_out,
-        width=config.width,
-        sft_steps=config.sft_steps,
-        advpo_multiple=config.advpo_multiple,
-        regularisation=config.regularisation,
-        reward_batch=min(64, config.pairs),
-        best_of_n=0,
-    )
+    of_study, of_run = ({field.name for field in dataclasses.fields(kind)} for kind in (Options, RunOptions))
+    same = {name: value for name, value in vars(config).items() if name in of_study - of_run}
+    shared = Options(**same, methods=("PPO",), reward_batch=min(64, config.pairs), best_of_n=0)
     if config.policy is None:
         return dataclasses.replace(shared, preset="real") if config.preset == "real" else shared
     recipe = {"reward_learning_rate": 1e-3, "reward_epochs": 2, "reward_batch": min(32, config.pairs)}
@@ -235,11 +218,9 @@ def check_config(config: Config) -> None:
             raise ValueError(f"there is no {what} {unknown[0]!r}; choose some of {', '.join(known)}.")
         if len(set(given)) < len(given) or given[:1] != (first,):
             raise ValueError(f"{what}s are {', '.join(given)}: begin with {first}, and name each once.")
-    for name in ("updates", "report_every", "measured", "held_out", "test_pairs", "best_of", "sft_steps"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name.replace('_', '-')} is {getattr(config, name)}; give at least 1.")
-    if config.updates % config.report_every:
-        raise ValueError(f"report-every {config.report_every} does not divide updates {config.updates}.")
+    for name, least in {"measured": 2, "test_pairs": 1, "best_of": 2}.items():
+        if getattr(config, name) < least:
+            raise ValueError(f"{name.replace('_', '-')} is {getattr(config, name)}; give at least {least}.")
     if config.measured % 2:
         raise ValueError(f"measured is {config.measured}; give an even number, as responses are compared in pairs.")
     if config.best_of > config.answers:
@@ -290,8 +271,17 @@ def main(config: Config) -> dict:
     labels = {name: KINDS[name].label for name in config.kinds}
 
     panel, first = None, {}
-    costs, measured, policies = {}, {}, {}
+    costs, found = {}, Found({}, {}, {}, {}, config.best_of, config.label_noise > 0)
     gaps = [0.0]  # with what a study of offline algorithms alone has
+    judged = config.algorithms[0]
+
+    def ask(name: str, prepared: Prepared) -> dict[str, np.ndarray]:
+        """A kind's scores of the panel, after all that is measured on them."""
+        scores = score_panel(options, setting, KINDS[name], prepared, panel.sequences)
+        found.kinds[name] = measure(panel, scores, np.asarray(prepared.spread), KINDS[name].compared)
+        found.picked[name] = picked(panel, scores, weights)
+        return scores
+
     with MetricsWriter(folder.path / "metrics.jsonl") as metrics:
         for name, kind in ((name, KINDS[name]) for name in config.kinds):
             params = kind.train(options, setting, study.labels, train_key)
@@ -304,10 +294,10 @@ def main(config: Config) -> dict:
             rules = served(config.rules, offered)
             reward = reward_of(kind.scorer(options, setting), rules, prepared, weights)
             contest = contest_of(plan, setting, reward, schedule, arms_key, len(rules))
-            if panel is not None:
-                scores = score_panel(options, setting, kind, prepared, panel.sequences)
-                measured[name] = measure(panel, scores, np.asarray(prepared.spread))
-            start = first_measurement(contest) if panel is None else begun(first, panel, scores["mean"], len(rules))
+            if panel is None:
+                start = first_measurement(contest)
+            else:
+                start = begun(first, panel, ask(name, prepared)["mean"], len(rules))
             for algorithm in config.algorithms:
                 history = run_arm(algorithm, contest, start)
                 gaps.append(float(np.max(history.get("logprob_gap", 0.0))))
@@ -315,32 +305,30 @@ def main(config: Config) -> dict:
                 for place, rule in enumerate(rules):
                     lanes = slice(place * config.seeds, (place + 1) * config.seeds)
                     curves = every._replace(**{what: getattr(every, what)[lanes] for what in ("kl", "gold", "proxy")})
-                    policies[name, algorithm, rule] = curves
+                    found.policies[name, algorithm, rule] = curves
                     write_curves(metrics, config, (name, algorithm, rule), curves)
                 if panel is None:
                     first = {what: values[: config.seeds] for what, values in start.items()}
                     along_plain = {what: history[what][: config.seeds] for what in ("tokens", "mask")}
                     panel = panel_of(study, along_plain, config.test_pairs, config.answers, config.best_of, panel_key)
-                    scores = score_panel(options, setting, kind, prepared, panel.sequences)
-                    measured[name] = measure(panel, scores, np.asarray(prepared.spread))
-            best = max(rules, key=lambda rule: policies[name, config.algorithms[0], rule].gold[:, -1].mean())
-            final = policies[name, config.algorithms[0], best].gold[:, -1].mean()
-            stage(f"{name}: {', '.join(rules)}; gold of {config.algorithms[0]} at best {final:+.2f} ({best})")
+                    ask(name, prepared)
+                if algorithm == judged and "members" in offered:
+                    parted = disagreement(options, setting, kind, prepared, history, rules)
+                    found.disagreement.update({(name, rule): values for rule, values in parted.items()})
+            final = {rule: found.final(name, judged, rule).mean() for rule in rules}
+            best = max(final, key=final.get)
+            stage(f"{name}: {', '.join(rules)}; gold of {judged} at best {final[best]:+.2f} ({best})")
 
     alone = costs["single"]["scoring"]
-    costs = {name: found | {"scoring": found["scoring"] / alone} for name, found in costs.items()}
-    names = {name: MEASURES[name] for name in SHOWN}
-    measures = {name: found.values for name, found in measured.items()}
-    kinds_figure(labels, measures, names, folder.path / "figures" / "kinds.png")
-    policies_figure(labels, policies, folder.path / "figures" / "policies.png", "s.d.")
-    tables = [kinds_table(labels, costs, measures, names), policies_table(labels, policies)]
-    (folder.path / "tables.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
-    checks = gates(measured, policies, config.algorithms[0])
-    checks.append(
-        run_folder.check("largest |log-prob at rollout − in the first minibatch|", max(gaps), 1e-4, "at most")
-    )
-    result = run_folder.conclude(folder, rows_of(measured, policies), checks, began, clock.seconds)
-    print("\n" + "\n\n".join(tables) + "\n")
+    costs = {name: cost | {"scoring": cost["scoring"] / alone} for name, cost in costs.items()}
+    claims = gates(found, judged)
+    write_report(folder.path, labels, costs, found, claims)
+    gap = run_folder.check("largest |log-prob at rollout − in the first minibatch|", max(gaps), 1e-4, "at most")
+    rows, checks = [*gate_rows(claims), *rows_of(found)], [*gate_checks(claims), gap]
+    result = run_folder.summary(folder, rows, checks, time.monotonic() - began, clock.seconds)
+    run_folder.write_summary(folder, result)
+    run_folder.print_summary(result | {"rows": result["rows"][len(claims) :], "checks": result["checks"][-1:]})
+    print_gates(claims, "uncertainty")
     stage(f"tables and figures are in {folder.path}")
     return result
 

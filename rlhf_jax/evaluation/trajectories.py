@@ -58,8 +58,7 @@ def peak_and_fall(curve: Float[np.ndarray, "seeds steps"]) -> PeakAndFall:
         >>> fall.peak_step, fall.peak, fall.drop, fall.standard_error, fall.held_out_drop
         (1, 2.5, 1.5, 0.5, 1.5)
     """
-    seeds, steps = curve.shape
-    if seeds < 2 or steps < 1:
+    if curve.shape[0] < 2 or curve.shape[1] < 1:
         raise ValueError(f"a fall with an error bar needs two seeds and a step; the curve has shape {curve.shape}")
     if not np.isfinite(curve).all():
         seed = np.flatnonzero(~np.isfinite(curve).all(axis=1))[0]
@@ -67,11 +66,8 @@ def peak_and_fall(curve: Float[np.ndarray, "seeds steps"]) -> PeakAndFall:
     values = curve.astype(np.float64)
     mean = values.mean(axis=0)
     step = int(mean.argmax())
-    drops = values[:, step] - values[:, -1]
-    chosen_by_others = (mean * seeds - values).argmax(axis=1)
-    held_out = values[np.arange(seeds), chosen_by_others] - values[:, -1]
-    drop, error, ratio = _in_standard_errors(drops)
-    held_out_drop, held_out_error, held_out_ratio = _in_standard_errors(held_out)
+    drop, error, ratio = _in_standard_errors(values[:, step] - values[:, -1])
+    held_out_drop, held_out_error, held_out_ratio = _in_standard_errors(chosen_by_others(values) - values[:, -1])
     return PeakAndFall(
         peak_step=step,
         peak=float(mean[step]),
@@ -83,6 +79,25 @@ def peak_and_fall(curve: Float[np.ndarray, "seeds steps"]) -> PeakAndFall:
         held_out_standard_error=held_out_error,
         held_out_in_standard_errors=held_out_ratio,
     )
+
+
+def chosen_by_others(values: Float[np.ndarray, "seeds choices"]) -> Float[np.ndarray, " seeds"]:
+    """Each seed's value under the choice for which the *other* seeds' mean is highest.
+
+    A maximum of noisy means is biased upwards; this one is not, as a seed's own noise has no part in the choice.
+
+    Args:
+        values: of at least two seeds, float [seeds, choices].
+
+    Returns:
+        One value a seed, float64 [seeds].
+
+    Example:
+        >>> chosen_by_others(np.array([[5.0, 1.0], [0.0, 2.0]])).tolist()
+        [1.0, 0.0]
+    """
+    wide = values.astype(np.float64)
+    return wide[np.arange(len(wide)), (wide.sum(axis=0) - wide).argmax(axis=1)]
 
 
 def at_matched_kl(

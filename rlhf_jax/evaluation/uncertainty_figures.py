@@ -1,4 +1,4 @@
-"""The tables and figures of a study of uncertain reward models: what their doubt is worth, and what policies gain.
+"""The tables and figures of a study of uncertain reward models: how sure they are, and what policies gain.
 
 A *kind* of reward model has measures, one number a seed (nan where something is not defined for it); a *policy* is a
 kind, an algorithm and a reward rule, with its curves along training. The plain policy of an algorithm, trained on the
@@ -14,8 +14,7 @@ from jaxtyping import Float
 
 from rlhf_jax.evaluation.figures import GREY, method_colours, panel_grid, save, style
 from rlhf_jax.evaluation.frontier import Curves
-from rlhf_jax.evaluation.statistics import Estimate, mean_interval, paired_difference
-from rlhf_jax.evaluation.trajectories import peak_and_fall
+from rlhf_jax.evaluation.statistics import Estimate, mean_interval
 
 Seeds = Float[np.ndarray, " seeds"]
 Policies = Mapping[tuple[str, str, str], Curves]
@@ -60,25 +59,20 @@ def kinds_table(
     return "\n".join(lines)
 
 
-def policies_table(labels: Mapping[str, str], policies: Policies) -> str:
-    """Final gold of every policy, its gain over the plain one, the fall from its peak and its KL, as Markdown."""
-    lines = [
-        "| algorithm | kind | rule | final gold | minus plain, paired | fall from the peak, held out | KL (nats) |",
-        "|---|---|---|---:|---:|---:|---:|",
-    ]
-    for (kind, algorithm, rule), curves in policies.items():
-        final, fall = curves.gold[:, -1], peak_and_fall(curves.gold)
-        gain = paired_difference(final, plain_of(policies, algorithm).gold[:, -1])
-        cells = (
-            algorithm,
-            labels[kind],
-            rule,
-            _interval(mean_interval(final)),
-            "" if (kind, rule) == PLAIN else _interval(gain),
-            f"{fall.held_out_drop:.2f} = {fall.held_out_in_standard_errors:.1f} s.e.",
-            f"{curves.kl[:, -1].mean():.1f}",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
+def policies_table(labels: Mapping[str, str], policies: Policies, algorithm: str) -> str:
+    """Final gold of every policy of an algorithm as Markdown, a line a kind and a column a rule: mean [95 % interval].
+
+    Args:
+        labels: what each kind is.
+        policies: by kind, algorithm and rule.
+        algorithm: whose policies.
+    """
+    mine = {(kind, rule): curves.gold[:, -1] for (kind, other, rule), curves in policies.items() if other == algorithm}
+    rules = list(dict.fromkeys(rule for _, rule in mine))
+    lines = [f"| kind | {' | '.join(rules)} |", "|---|" + "---:|" * len(rules)]
+    for kind, label in labels.items():
+        cells = [_interval(mean_interval(mine[kind, rule])) if (kind, rule) in mine else "" for rule in rules]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -19,7 +19,9 @@ Kinds of reward models are compared at equal labels, each under every reward rul
 
 - `uncertain_kinds`, `rated_kinds`: the kinds and how they are trained; `last_layers`: geometries of their heads.
 - `uncertainty_study`: rules and seeds of a kind as lanes; `uncertainty_panel`: what all kinds are asked about.
-- `uncertainty_gates`, `gates`: what papers claim of them, judged.
+- `uncertain_picks`: best-of-n by the rules of an ensemble, and how far its members part.
+- `uncertainty_gates`, `gates`: what papers claim of them, judged; `uncertainty_report`: tables and figures.
 
-Theory of in-context learning: `theory` runs an experiment stage by stage, `classification_panels` draws one.
+Theory of in-context learning: `theory` runs an experiment stage by stage, `classification_panels` draws one. `stages`
+is the loop over stages that it shares with `gates`.
 """

@@ -1,4 +1,4 @@
-"""What the last layer of a reward model has seen of its comparisons, in three geometries, and the size of its doubt."""
+"""What the last layer of a reward model has seen of its comparisons, in three geometries, and how unsure it is."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -25,7 +25,7 @@ GEOMETRIES: Mapping[str, Callable[..., Geometry]] = MappingProxyType(
         "fisher": lambda pair, head, weight: fisher_geometry(*pair, head, weight),
     }
 )
-"""Last-layer geometries `geometry(pair, head, regularisation)`: of responses, of pairs, of pairs in doubt."""
+"""Last-layer geometries `geometry(pair, head, regularisation)`: of responses, of pairs, of pairs by Fisher weight."""
 
 
 def natural_square(shape: Geometry, pair: Pair, head: Params, regularisation: float) -> Float[Array, ""]:

@@ -176,6 +176,7 @@ RATED: Mapping[str, Kind] = MappingProxyType(
             passes=lambda options: 0.5,
             head=lambda params: mean_head(params.quantiles),
             rated=True,
+            compared=False,
         ),
     }
 )

@@ -1,6 +1,6 @@
-"""One panel of stored responses that all kinds of reward models are asked about, and what their doubt is worth there.
+"""One panel of stored responses that all kinds of reward models are asked about, and what their uncertainty is worth.
 
-The doubt of a response is the kind's epistemic uncertainty, or where it has none its aleatoric one. The parts of a
+The uncertainty of a response is the epistemic one of the kind, or where it has none its aleatoric one. The parts of a
 panel: `initial` responses of the initial policy; fresh pairs of them, `chosen` and `rejected` by the annotator;
 `moved`, the same responses after other prompts; `answers` to the held-out prompts, for best-of-n; and `along`, what
 plain policy optimisation against "single" wrote to the held-out prompts as it went.
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from rlhf_jax.evaluation.calibration import reliability
+from rlhf_jax.evaluation.calibration import rating_log_odds, reliability
 from rlhf_jax.evaluation.statistics import pearson, spearman
 from rlhf_jax.evaluation.uncertainty import accuracy_coverage, auroc, margin_spread, pair_uncertainty
 from rlhf_jax.laboratory.options import Options
@@ -24,7 +24,7 @@ from rlhf_jax.laboratory.uncertain_kinds import Kind
 from rlhf_jax.laboratory.uncertainty_study import Prepared, Study, standardised
 from rlhf_jax.parallel.lanes import over_lanes
 from rlhf_jax.sampling.best_of_n import best_of_n_curve
-from rlhf_jax.types import Sequences
+from rlhf_jax.types import Prompts, Sequences
 
 MEASURES = {
     "accuracy": "accuracy",
@@ -44,7 +44,7 @@ MEASURES = {
 """What is measured, and its name in tables.
 
 The error of a response is |standardised proxy - standardised gold|, and ρ is Spearman's. A coverage area is the mean
-accuracy over all shares of the pairs that are kept, the least doubtful ones (or those of the widest margin) first. The
+accuracy over all shares of the pairs that are kept, the least uncertain ones (or those of the widest margin) first. The
 AUROC of optimised responses is against the initial policy's `answers` to the same prompts, that of other prompts'
 responses against `initial`.
 """
@@ -71,16 +71,16 @@ class Panel(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What a kind's scores and doubt are worth, by seed; nan where something is not defined.
+    """What a kind's scores and uncertainty are worth, by seed; nan where something is not defined.
 
     Attributes:
         values: by the names of `MEASURES`, [seeds] each.
-        doubt: mean doubt of every report along the run, [seeds, reports]; nan without doubt.
+        uncertainty: its mean at every report along the run, [seeds, reports]; nan for a kind without.
         error: mean |proxy - gold| likewise.
     """
 
     values: dict[str, Float[np.ndarray, " seeds"]]
-    doubt: Float[np.ndarray, "seeds reports"]
+    uncertainty: Float[np.ndarray, "seeds reports"]
     error: Float[np.ndarray, "seeds reports"]
 
 
@@ -91,6 +91,27 @@ def moved(sequences: Sequences, prompt_length: int) -> Sequences:
         return jnp.concatenate([jnp.roll(leaf[:, :prompt_length], -1, axis=0), leaf[:, prompt_length:]], axis=1)
 
     return Sequences(tokens=move(sequences.tokens), mask=move(sequences.mask))
+
+
+def written(held_out: Prompts, tokens: np.ndarray, mask: np.ndarray) -> Sequences:
+    """What policies wrote to the held-out prompts, as whole sequences.
+
+    Args:
+        held_out: the prompts.
+        tokens: responses, [seeds, reports, n, T], equally many to each prompt after each other.
+        mask: likewise.
+
+    Returns:
+        [seeds, reports * n, S].
+    """
+
+    def whole(prompt: jax.Array, response: np.ndarray) -> jax.Array:
+        before = np.repeat(np.asarray(prompt), response.shape[2] // len(prompt), axis=0)
+        joined = np.concatenate([np.broadcast_to(before, (*response.shape[:2], *before.shape)), response], axis=-1)
+        return jnp.asarray(joined.reshape(-1, joined.shape[-1]))
+
+    every = Sequences(tokens=whole(held_out.tokens, tokens), mask=whole(held_out.mask, mask))
+    return jax.tree.map(lambda leaf: leaf.reshape(len(tokens), -1, leaf.shape[-1]), every)
 
 
 def gold_of_sequences(setting: Setting, sequences: Sequences) -> Float[np.ndarray, " B"]:
@@ -131,19 +152,13 @@ def panel_of(
     ends = np.cumsum([len(part.tokens) for part in shared.values()] + [reports * rows]).tolist()
     parts = dict(zip((*shared, "along"), map(slice, (0, *ends[:-1]), ends), strict=True))
 
-    def whole(prompt: jax.Array, response: np.ndarray) -> jax.Array:
-        before = np.repeat(np.asarray(prompt), rows // len(prompt), axis=0)
-        before = np.broadcast_to(before, (seeds, reports, *before.shape))
-        joined = np.concatenate([before, response], axis=-1)
-        return jnp.asarray(joined.reshape(-1, joined.shape[-1]))
-
     def joined(*leaves: jax.Array) -> jax.Array:
         first = jnp.concatenate(leaves[:-1])
-        last = leaves[-1].reshape(seeds, -1, first.shape[1])
-        return jnp.concatenate([jnp.broadcast_to(first, (seeds, *first.shape)), last], axis=1)
+        return jnp.concatenate([jnp.broadcast_to(first, (seeds, *first.shape)), leaves[-1]], axis=1)
 
-    last = Sequences(tokens=whole(held_out.tokens, history["tokens"]), mask=whole(held_out.mask, history["mask"]))
+    last = written(held_out, history["tokens"], history["mask"])
     sequences = jax.tree.map(joined, *shared.values(), last)
+    last = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), last)
     gold = [study.scale(gold_of_sequences(setting, part)) for part in shared.values()]
     first = np.broadcast_to(np.concatenate(gold), (seeds, ends[-2]))
     gold = np.concatenate([first, study.scale(gold_of_sequences(setting, last)).reshape(seeds, -1)], axis=1)
@@ -196,37 +211,46 @@ def begun(first: dict[str, np.ndarray], panel: Panel, mean: np.ndarray, rules: i
     return {what: np.concatenate([values] * rules) for what, values in found.items()}
 
 
-def measure(panel: Panel, scores: Mapping[str, np.ndarray], spread: Float[np.ndarray, " seeds"]) -> Measured:
-    """What a kind's scores and doubt are worth on a panel.
+def measure(
+    panel: Panel, scores: Mapping[str, np.ndarray], spread: Float[np.ndarray, " seeds"], compared: bool = True
+) -> Measured:
+    """What a kind's scores and uncertainty are worth on a panel.
 
     Args:
         panel: the responses.
         scores: from `score_panel`.
         spread: the unit that scores were divided by, so that margins are log-odds again.
+        compared: whether they are, see `Kind`.
     """
-    doubt = scores.get("epistemic", scores.get("aleatoric"))
+    uncertainty = scores.get("epistemic", scores.get("aleatoric"))
     each = []
     for seed in range(len(panel.gold)):
         own = {name: values[seed] for name, values in scores.items()}
-        unsure = None if doubt is None else doubt[seed]
-        each.append(_of_one_seed(panel, own, unsure, panel.gold[seed], float(spread[seed])))
+        unsure = None if uncertainty is None else uncertainty[seed]
+        each.append(_of_one_seed(panel, own, unsure, panel.gold[seed], float(spread[seed]) if compared else None))
     along = panel.parts["along"]
     shape = (len(panel.gold), panel.reports, -1)
     error = np.abs(scores["mean"][:, along] - panel.gold[:, along]).reshape(shape).mean(axis=-1)
     return Measured(
         values={name: np.array([one[name] for one in each]) for name in MEASURES},
-        doubt=np.full(error.shape, np.nan) if doubt is None else doubt[:, along].reshape(shape).mean(axis=-1),
+        uncertainty=np.full(error.shape, np.nan)
+        if uncertainty is None
+        else uncertainty[:, along].reshape(shape).mean(axis=-1),
         error=error,
     )
 
 
 def _of_one_seed(
-    panel: Panel, own: dict[str, np.ndarray], doubt: np.ndarray | None, gold: np.ndarray, spread: float
+    panel: Panel, own: dict[str, np.ndarray], uncertainty: np.ndarray | None, gold: np.ndarray, spread: float | None
 ) -> dict[str, float]:
     at, score = panel.parts, own["mean"]
     sides = [(score[at[side]], gold[at[side]]) for side in ("chosen", "rejected")]
     margin, gold_margin = sides[0][0] - sides[1][0], sides[0][1] - sides[1][1]
     right, untied = _ranked(margin, gold_margin), gold_margin != 0
+    if spread is None:
+        log_odds = rating_log_odds(margin, np.hypot(*(own["aleatoric"][at[side]] for side in ("chosen", "rejected"))))
+    else:
+        log_odds = margin * spread
     by_margin = accuracy_coverage(right[untied], -np.abs(margin[untied]))
     late = slice(at["along"].start + (at["along"].stop - at["along"].start) // panel.reports * _late(panel), None)
     first, second = (values[: len(values) // 2 * 2].reshape(-1, 2).T for values in (score[late], gold[late]))
@@ -235,26 +259,26 @@ def _of_one_seed(
     found = dict.fromkeys(MEASURES, np.nan) | {
         "accuracy": right[untied].mean(),
         "optimised_accuracy": optimised.mean() if optimised.size else np.nan,
-        "calibration_error": reliability(margin * spread).expected_error,
+        "calibration_error": reliability(log_odds).expected_error,
         "margin_area": by_margin.area,
         "best_gold": float(best_of_n_curve(*answers, [panel.best_of]).gold[-1]),
     }
     if "members" in own:
         found["member_correlation"] = _mean_correlation(own["members"][:, at["initial"]])
-    if doubt is None:
+    if uncertainty is None:
         return found
     if "members" in own:
         unsure = margin_spread(*(own["members"][:, at[side]] for side in ("chosen", "rejected")))
     else:
-        unsure = pair_uncertainty(*(doubt[at[side]] for side in ("chosen", "rejected")))
+        unsure = pair_uncertainty(*(uncertainty[at[side]] for side in ("chosen", "rejected")))
     curve = accuracy_coverage(right[untied], unsure[untied])
     surest = float(curve.at(0.5))
     return found | {
-        "initial_correlation": spearman(doubt[at["initial"]], np.abs(score - gold)[at["initial"]]),
-        "optimised_correlation": spearman(doubt[late], np.abs(score - gold)[late]),
-        # Against the initial policy's answers to the same held-out prompts: new prompts alone would raise doubt too.
-        "optimised_auroc": auroc(doubt[at["answers"]], doubt[late]),
-        "moved_auroc": auroc(doubt[at["initial"]], doubt[at["moved"]]),
+        "initial_correlation": spearman(uncertainty[at["initial"]], np.abs(score - gold)[at["initial"]]),
+        "optimised_correlation": spearman(uncertainty[late], np.abs(score - gold)[late]),
+        # Against the initial policy's answers to the same held-out prompts: new prompts alone would raise it too.
+        "optimised_auroc": auroc(uncertainty[at["answers"]], uncertainty[late]),
+        "moved_auroc": auroc(uncertainty[at["initial"]], uncertainty[at["moved"]]),
         "area": curve.area,
         "surest_half": surest,
         "other_half": 2 * float(curve.accuracy[-1]) - surest,

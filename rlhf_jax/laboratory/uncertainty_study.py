@@ -1,4 +1,4 @@
-"""Kinds of uncertain reward models against each other: what their doubt is worth, and what policies make of them.
+"""Kinds of uncertain reward models against each other: how sure they are, and what policies make of it.
 
 The way of a kind: `prepare` puts its scores into one unit (standard deviations of its own score on samples of the
 initial policy), so that the coefficients of reward rules mean the same for every kind. `uncertainty_panel` asks it
@@ -136,7 +136,7 @@ class Prepared(NamedTuple):
         spread: standard deviation of it there, the unit of all that follows, [seeds].
         geometry: of the last layer; None, like the next two, where the score is not one head on features.
         radius: b of AdvPO and of the sample-wise penalty, [seeds].
-        doubt: mean of the sample-wise penalty on samples of the initial policy, [seeds].
+        uncertainty: mean of the sample-wise penalty on samples of the initial policy, [seeds].
         reference: Score of the chosen response to every training prompt, [seeds, prompts, …].
     """
 
@@ -145,7 +145,7 @@ class Prepared(NamedTuple):
     spread: Float[Array, " *seeds"]
     geometry: Geometry | None
     radius: Float[Array, " *seeds"] | None
-    doubt: Float[Array, " *seeds"] | None
+    uncertainty: Float[Array, " *seeds"] | None
     reference: Score
 
 
@@ -210,8 +210,8 @@ def prepare(
             radius = radius_from(multiple=options.advpo_multiple, scale=natural) / spread
         else:
             radius = radius_from(value=options.advpo_value) / spread
-        doubt = uncertainty(shape, before.features, radius).mean()
-        return own._replace(geometry=shape, radius=radius, doubt=doubt)
+        mean = uncertainty(shape, before.features, radius).mean()
+        return own._replace(geometry=shape, radius=radius, uncertainty=mean)
 
     prepared = jax.jit(over_lanes(one))((params, pools), initial)
     for seed, unit in enumerate(np.asarray(prepared.spread)):
@@ -269,7 +269,7 @@ def reward_of(scorer: Scorer, rules: Sequence[str], prepared: Prepared, weights:
             "UWO": lambda: RULES["UWO"].transform.init(weights.uwo),
             "LCB": lambda: RULES["LCB"].transform.init(weights.lcb),
             "AdvPO": lambda: RULES["AdvPO"].transform.init(own.geometry, own.radius),
-            "sample-wise": lambda: RULES["sample-wise"].transform.init(own.geometry, own.radius, own.doubt),
+            "sample-wise": lambda: RULES["sample-wise"].transform.init(own.geometry, own.radius, own.uncertainty),
         }
         state = rule.init(place, tuple(states.get(name, tuple)() for name in rules))
         return OneSeed(params=own, state=state, reference=own.reference, spread=jnp.ones(()))

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rlhf_jax.evaluation.trajectories import at_matched_kl, peak_and_fall
+from rlhf_jax.evaluation.trajectories import at_matched_kl, chosen_by_others, peak_and_fall
 
 
 def test_peak_and_fall_worked_by_hand():
@@ -27,6 +27,7 @@ def test_each_seed_is_measured_at_the_step_that_the_others_chose():
     assert (fall.held_out_drop, fall.held_out_standard_error) == (-1.0, 0.0)
     assert fall.held_out_in_standard_errors == -math.inf
     assert fall.drop == 2.0
+    assert chosen_by_others(curve).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_choosing_the_maximum_inflates_the_drop_of_flat_curves_and_leave_one_out_does_not():

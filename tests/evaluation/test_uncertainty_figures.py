@@ -37,12 +37,12 @@ def test_what_is_not_defined_is_a_dash():
     assert lines[3] == "| posterior | 1,234 | 1.05 | 0.700 ± 0.000 | – |"
 
 
-def test_policies_are_compared_with_the_plain_one_of_their_algorithm(policies):
-    lines = policies_table(LABELS, policies).splitlines()
-    assert len(lines) == 2 + len(policies)
-    assert lines[2].startswith("| ppo | one model | mean | +1.50 [-4.85, +7.85] |  | 1.00 = inf s.e. |")
-    assert "| ppo | posterior | mean | +3.50 [-2.85, +9.85] | +2.00 [+2.00, +2.00] |" in lines[4]
-    assert "| -1.00 [-1.00, -1.00] |" in lines[5]
+def test_a_line_a_kind_and_a_column_a_rule(policies):
+    lines = policies_table(LABELS, policies, "ppo").splitlines()
+    assert lines[0] == "| kind | mean | UWO |"
+    assert lines[2] == "| one model | +1.50 [-4.85, +7.85] |  |"  # t of one degree of freedom, 12.706 x 0.5
+    assert lines[3] == "| posterior | +3.50 [-2.85, +9.85] | +0.50 [-5.85, +6.85] |"
+    assert policies_table(LABELS, policies, "grpo").splitlines()[3] == "| posterior |  |"
 
 
 def test_figures_are_written(policies, tmp_path):

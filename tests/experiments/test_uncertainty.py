@@ -26,7 +26,7 @@ def test_it_leaves_tables_figures_and_numbers(script, tiny, tmp_path):
     np.testing.assert_allclose(rows["posterior, grpo, mean: final gold minus plain"]["mean"], 0.0, atol=1e-5)
     assert "single: AUROC optimised" not in rows and rows["posterior: AUROC optimised"]["n"] == tiny.seeds
     lines = read_metrics(folder / "metrics.jsonl")
-    runs = 3  # one model has no doubt for UWO
+    runs = 3  # one model has no uncertainty for UWO
     assert len(lines) == runs * tiny.seeds * (1 + tiny.updates)
     first = [line for line in lines if line["step"] == 0 and line["seed"] == 0]
     assert len({line["objective/gold"] for line in first}) == 1
@@ -35,9 +35,30 @@ def test_it_leaves_tables_figures_and_numbers(script, tiny, tmp_path):
     )
     checks = {check["name"]: check for check in result["checks"]}
     assert checks["largest |log-prob at rollout − in the first minibatch|"]["pass"]
-    assert "last-layer uncertainty: correlation with the error along it" in checks
+    gates = json.loads((folder / "gates.json").read_text())
+    assert [gate["name"] for gate in gates] == list(checks)[:-1]
+    assert "last-layer uncertainty: rise along plain training" in checks
+    assert all(len(gate["values"]) == tiny.seeds for gate in gates)
     tables = (folder / "tables.md").read_text()
-    assert "| posterior: single responses |" in tables and "| grpo | one reward model | mean |" in tables
+    assert "| posterior: single responses |" in tables and "grpo: final gold" in tables
+    assert tables.count("\n| plain grpo: fall of gold from its peak |") == 1
+
+
+@pytest.mark.slow
+def test_ensembles_are_asked_how_far_their_members_part(script, tiny, tmp_path):
+    config = dataclasses.replace(tiny, out=tmp_path / "run", kinds=("single", "seeds", "URME"))
+    result = script.main(config)
+    rows = {row["name"]: row["mean"] for row in result["rows"]}
+    for kind in ("seeds", "URME"):
+        for rule in ("mean", "UWO"):
+            assert rows[f"{kind}: growth of the members' variance under {rule}"] > 0
+    names = [check["name"] for check in result["checks"]]
+    assert (
+        len(names) == len(set(names)) and "seeds: growth of the members' variance along grpo, mean minus UWO" in names
+    )
+    assert "one model: slope of gold at best of 4, s.d. a √nat" in names
+    clean = script.main(dataclasses.replace(config, out=tmp_path / "clean", label_noise=0.0))
+    assert not any("slope" in check["name"] for check in clean["checks"])
 
 
 @pytest.mark.parametrize("name", ["quick", "full", "real"])
@@ -63,6 +84,7 @@ def test_presets_are_possible(script, name):
         ({"report_every": 3}, "does not divide updates 2"),
         ({"measured": 3}, "even number"),
         ({"best_of": 5}, "best-of is 5, of 4 answers"),
+        ({"best_of": 1}, "best-of is 1; give at least 2"),
         ({"lcb_coefficient": -1.0}, "is negative"),
         ({"updates": 0}, "updates is 0"),
         ({"preset": "real"}, "needs --policy FOLDER"),

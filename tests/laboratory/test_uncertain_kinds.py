@@ -80,7 +80,7 @@ def test_rows_between():
 
 
 def test_one_reward_model_has_what_adversarial_policies_need(options, setting, pools):
-    """The posterior is of the very model that "single" is, so that only the doubt differs."""
+    """The posterior is of the very model that "single" is, so that only the uncertainty differs."""
     labels = Labels(pools, None)
     single = COMPARED["single"].train(options, setting, labels, jax.random.key(3))
     posterior = COMPARED["posterior-fisher"].train(options, setting, labels, jax.random.key(3))

@@ -1,11 +1,11 @@
-"""What doubt is worth, on panels whose answer is known."""
+"""What uncertainty is worth, on panels whose answer is known."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.laboratory.uncertainty_panel import MEASURES, Panel, begun, measure, moved
-from rlhf_jax.types import Sequences
+from rlhf_jax.laboratory.uncertainty_panel import MEASURES, Panel, begun, measure, moved, written
+from rlhf_jax.types import Prompts, Sequences
 
 PARTS = {
     "initial": slice(0, 40),
@@ -38,42 +38,43 @@ def test_a_perfect_score_is_right_everywhere(panel):
     assert set(found) == set(MEASURES)
 
 
-def test_doubt_that_is_the_error_finds_it(panel):
+def test_uncertainty_that_is_the_error_finds_it(panel):
     rng = np.random.default_rng(1)
     error = rng.normal(size=panel.gold.shape)
-    doubt = np.abs(error)
-    doubt[:, PARTS["moved"]] += 100.0
-    scores = {"mean": panel.gold + error, "epistemic": doubt, "aleatoric": -doubt}
+    uncertainty = np.abs(error)
+    uncertainty[:, PARTS["moved"]] += 100.0
+    scores = {"mean": panel.gold + error, "epistemic": uncertainty, "aleatoric": -uncertainty}
     found = measure(panel, scores, np.ones(2))
     np.testing.assert_allclose(found.values["initial_correlation"], 1.0)
     np.testing.assert_allclose(found.values["optimised_correlation"], 1.0)
     np.testing.assert_array_equal(found.values["moved_auroc"], 1.0)
     halves = (found.values["surest_half"] + found.values["other_half"]) / 2
     np.testing.assert_allclose(halves, found.values["accuracy"])
-    along = doubt[:, PARTS["along"]].reshape(2, 4, 8).mean(axis=-1)
-    np.testing.assert_allclose(found.doubt, along)
+    along = uncertainty[:, PARTS["along"]].reshape(2, 4, 8).mean(axis=-1)
+    np.testing.assert_allclose(found.uncertainty, along)
     np.testing.assert_allclose(found.error, along)
 
 
-def test_without_epistemic_doubt_the_aleatoric_one_is_taken(panel):
-    doubt = np.random.default_rng(1).random(panel.gold.shape)
+def test_without_epistemic_uncertainty_the_aleatoric_one_is_taken(panel):
+    uncertainty = np.random.default_rng(1).random(panel.gold.shape)
     alone, beside = (
-        measure(panel, {"mean": panel.gold, name: doubt}, np.ones(2)).values for name in ("aleatoric", "epistemic")
+        measure(panel, {"mean": panel.gold, name: uncertainty}, np.ones(2)).values
+        for name in ("aleatoric", "epistemic")
     )
     np.testing.assert_array_equal(alone["optimised_auroc"], beside["optimised_auroc"])
 
 
 def test_only_the_second_half_of_a_run_counts_as_optimised(panel):
-    doubt = np.zeros(panel.gold.shape)
-    doubt[:, 136:152] = 1.0  # the first half
-    found = measure(panel, {"mean": panel.gold, "epistemic": doubt}, np.ones(2)).values
+    uncertainty = np.zeros(panel.gold.shape)
+    uncertainty[:, 136:152] = 1.0  # the first half
+    found = measure(panel, {"mean": panel.gold, "epistemic": uncertainty}, np.ones(2)).values
     np.testing.assert_array_equal(found["optimised_auroc"], 0.5)
 
 
 def test_new_prompts_are_not_taken_for_optimised_responses(panel):
-    doubt = np.zeros(panel.gold.shape)
-    doubt[:, 120:] = 1.0  # all answers to held-out prompts, the initial policy's too
-    found = measure(panel, {"mean": panel.gold, "epistemic": doubt}, np.ones(2)).values
+    uncertainty = np.zeros(panel.gold.shape)
+    uncertainty[:, 120:] = 1.0  # all answers to held-out prompts, the initial policy's too
+    found = measure(panel, {"mean": panel.gold, "epistemic": uncertainty}, np.ones(2)).values
     np.testing.assert_array_equal(found["optimised_auroc"], 0.5)
 
 
@@ -84,7 +85,7 @@ def test_margins_are_calibrated_in_their_own_unit(panel):
     np.testing.assert_allclose(found["calibration_error"], 1.0 / (1.0 + np.exp([2.0, 4.0])))  # all labels agree
 
 
-def test_the_doubt_of_a_pair_leaves_out_what_its_sides_share(panel):
+def test_the_uncertainty_of_a_pair_leaves_out_what_its_sides_share(panel):
     rng = np.random.default_rng(2)
     members = np.stack([panel.gold, -panel.gold], axis=1)
     shared = measure(panel, {"mean": panel.gold, "members": members, "epistemic": np.abs(panel.gold)}, np.ones(2))
@@ -106,3 +107,11 @@ def test_all_kinds_begin_with_the_same_policy(panel):
     found = begun(first, panel, panel.gold, rules=3)
     assert found["kl"].shape == (6,)
     np.testing.assert_allclose(found["proxy"], np.tile(panel.gold[:, 136:144].mean(axis=1), 3), rtol=1e-6)
+
+
+def test_what_policies_wrote_stands_after_its_prompt():
+    prompts = Prompts(tokens=jnp.array([[1], [2]]), mask=jnp.ones((2, 1), bool), index=jnp.arange(2))
+    tokens = np.arange(10, 18).reshape(1, 2, 4, 1)  # two reports of two responses to either prompt
+    found = written(prompts, tokens, tokens > 10)
+    assert found.tokens[0].tolist() == [[1, 10], [1, 11], [2, 12], [2, 13], [1, 14], [1, 15], [2, 16], [2, 17]]
+    assert found.mask[0, 0].tolist() == [True, False]

@@ -27,7 +27,7 @@ from rlhf_jax.types import Score
 
 
 def sums(options, setting):
-    """A kind that scores by the sum of the token ids, which is its doubt too; "power" is the only parameter."""
+    """A kind that scores by the sum of the token ids, which is its uncertainty too; "power" is the only parameter."""
 
     def score(params, tokens, mask):
         total = jnp.where(mask, tokens, 0).sum(axis=1).astype(jnp.float32) / 100.0
@@ -90,7 +90,7 @@ def prepared():
         spread=jnp.ones(()),
         geometry=Geometry(cholesky=jnp.eye(2)),
         radius=jnp.array(0.5),
-        doubt=jnp.zeros(()),
+        uncertainty=jnp.zeros(()),
         reference=Score(mean=jnp.zeros(3), features=jnp.zeros((3, 2))),
     )
     both = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), one)
@@ -116,7 +116,7 @@ def test_lanes_of_a_seed_differ_in_their_rule_alone(prepared, setting):
         reference = jax.tree.map(lambda leaf: leaf[:2], own.reference)
         rewards.append(reward.rule.apply(score, reference, own.state)[0])
     half = 0.5**0.5
-    expected = [  # by hand: doubt is 1 and 3; AdvPO moves by b M^-1 g / |g| with g = (1/2, 1/2); U is b
+    expected = [  # by hand: uncertainty is 1 and 3; AdvPO moves by b M^-1 g / |g| with g = (1/2, 1/2); U is b
         [1.0, 1.0], [2.0, 2.0], [0.5, -3.5], [1.5, -2.5], [-1.0, -5.0], [0.0, -4.0],
         [1.0 - 0.5 * half, 1.0 - 0.5 * half], [2.0 - half, 2.0 - half], [0.5, 0.5], [1.0, 1.0],
     ]  # fmt: skip

@@ -26,6 +26,8 @@ from rlhf_jax.types import Score
 SOURCE = "A Long Way to Go, 2310.03716"
 LIKING = 0.5
 """What annotators pay for a standard deviation of length, in standard deviations of the rubric."""
+KL_COEFFICIENT = 0.04
+"""Of PPO, as in the paper's code."""
 SHARE = 0.5
 """The share of PPO's gain that is most of it."""
 
@@ -78,8 +80,8 @@ def length_gates(options: Options) -> Stage:
     scores = scores_of(ground, models).astype(np.float64).reshape(options.seeds, *ground.gold.shape)
     of_gold = length_correlation(ground.gold, ground.lengths)
     of_model = np.array([length_correlation(one, ground.lengths) for one in scores])
-    by_model = train_ppo(ground, proxies_of(ground, models))
-    by_length = train_ppo(ground, length_only(setting.world.response_length, options.seeds))
+    by_model = train_ppo(ground, proxies_of(ground, models), KL_COEFFICIENT)
+    by_length = train_ppo(ground, length_only(setting.world.response_length, options.seeds), KL_COEFFICIENT)
     gain = {
         name: one.curves.gold[:, -1] - one.curves.gold[:, 0]
         for name, one in {"reward model": by_model, "length alone": by_length}.items()

@@ -1,7 +1,6 @@
 """Runs gates stage by stage: one table of all of them, as text, Markdown and JSON, and a figure a stage."""
 
 import dataclasses
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,9 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.evaluation.figures import GREY, PALETTE, panel_grid, save, style
-from rlhf_jax.evaluation.statistics import row
 from rlhf_jax.laboratory.gates.gate import HEADERS, Gate, gate_checks, gate_rows, gate_table
-from rlhf_jax.training import run_folder
-from rlhf_jax.training.compilation import CompileClock
+from rlhf_jax.laboratory.stages import conclude, run_each
 from rlhf_jax.training.json_files import write_json
-from rlhf_jax.training.progress import ProgressReport
 
 COLUMNS = 3
 
@@ -46,34 +42,21 @@ def run_gates(name: str, config: Any, stages: Mapping[str, Callable[[Any], Stage
     Raises:
         ValueError: an unknown stage, before anything is computed.
     """
-    began, clock = time.monotonic(), CompileClock()
-    for stage in config.stages:
-        if stage not in stages:
-            raise ValueError(f"there is no stage {stage!r}; choose among {', '.join(stages)}.")
-    chosen = [stage for stage in stages if not config.stages or stage in config.stages]
-    folder = run_folder.create(config.out, name, config, config.overwrite)
-    found: dict[str, Stage] = {}
-    times = []
-    with ProgressReport(name, len(chosen), seconds_between_lines=0.0) as progress:
-        for stage in chosen:
-            start = time.monotonic()
-            found[stage] = stages[stage](config)
-            seconds = time.monotonic() - start
-            times.append(row(f"{stage}: time", "s", np.array([seconds])))
-            gate_figure(found[stage].gates, folder.path / "figures" / f"{stage}.png")
-            records = {stage: [gate.record for gate in one.gates] for stage, one in found.items()}
-            write_json(folder.path / "gates.json", records)
-            (folder.path / "tables.md").write_text(tables(found), encoding="utf-8")
-            gates = [gate for one in found.values() for gate in one.gates]
-            failed = sum(not gate.passed for gate in gates)
-            progress.advance({f"{stage}: seconds": seconds, "gates": len(gates), "failed": failed})
+
+    def leave(path: Path, found: Mapping[str, Stage]) -> dict[str, int]:
+        stage, newest = list(found.items())[-1]
+        gate_figure(newest.gates, path / "figures" / f"{stage}.png")
+        records = {stage: [gate.record for gate in one.gates] for stage, one in found.items()}
+        write_json(path / "gates.json", records)
+        (path / "tables.md").write_text(tables(found), encoding="utf-8")
+        gates = _gates(found)
+        return {"gates": len(gates), "failed": sum(not gate.passed for gate in gates)}
+
+    done = run_each(name, config, stages, leave)
+    gates = _gates(done.found)
     print_gates(gates, name)
-    rows = [*gate_rows(gates), *(row for one in found.values() for row in one.rows), *times]
-    result = run_folder.summary(folder, rows, gate_checks(gates), time.monotonic() - began, clock.seconds)
-    run_folder.write_summary(folder, result)
-    besides = result["rows"][len(gates) :]
-    run_folder.print_summary(result | {"rows": besides, "checks": []})  # the gates stand in the table above
-    return result
+    rows = [row for one in done.found.values() for row in one.rows]
+    return conclude(done, rows, gate_checks(gates), tabled=gate_rows(gates))
 
 
 def tables(found: Mapping[str, Stage]) -> str:
@@ -144,6 +127,10 @@ def _draw(axes: Any, gate: Gate) -> None:
     axes.spines["left"].set_visible(False)
     axes.set_title(_in_lines(gate.name), fontsize=7.5)
     axes.set_xlabel(f"{gate.outcome} (must be {gate.threshold})", fontsize=7.5, color=colour)
+
+
+def _gates(found: Mapping[str, Stage]) -> list[Gate]:
+    return [gate for one in found.values() for gate in one.gates]
 
 
 def _in_lines(text: str, width: int = 62) -> str:

@@ -140,12 +140,13 @@ class Trained(NamedTuple):
     lengths: Float[np.ndarray, "seeds reports"]
 
 
-def train_ppo(ground: Ground, reward: Reward) -> Trained:
-    """PPO of every seed on a reward, without a penalty of the KL; gold in units of `Ground.scale`.
+def train_ppo(ground: Ground, reward: Reward, kl_coefficient: float = 0.0) -> Trained:
+    """PPO of every seed on a reward; gold in units of `Ground.scale`.
 
     Args:
         ground: whose options say how long; `held_out` prompts are measured with 4 responses each.
         reward: of all seeds.
+        kl_coefficient: of the KL from the initial policy in the reward.
     """
     options, setting = ground.options, ground.setting
     plan = Plan(
@@ -155,6 +156,7 @@ def train_ppo(ground: Ground, reward: Reward) -> Trained:
         responses=options.rollouts,
         learning_rate=options.learning_rate,
         samples=2,
+        kl_coefficient=kl_coefficient,
         epochs=options.epochs,
         minibatches=options.minibatches,
     )
