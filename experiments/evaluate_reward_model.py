@@ -31,9 +31,8 @@ from rlhf_jax.evaluation.judging import Rows
 from rlhf_jax.evaluation.model_measures import baselines, compare_rows, measure, mismatch_rows, new_data_rows
 from rlhf_jax.evaluation.model_report import report_figure, report_html
 from rlhf_jax.evaluation.official_scores import rmb_score_rows
-from rlhf_jax.evaluation.overview import FileReport, print_overview
+from rlhf_jax.evaluation.overview import FileReport, print_overview, table_of
 from rlhf_jax.evaluation.sheets import Scores, Sheet, sheet
-from rlhf_jax.evaluation.statistics import row
 from rlhf_jax.parallel.distributed import Distributed
 from rlhf_jax.parallel.meetings import on_first
 from rlhf_jax.training import run_folder
@@ -70,10 +69,13 @@ class Config(RunOptions, Distributed):
         ensemble: evaluate the models together too, as an ensemble: their average, and how far they disagree. Each
             counts from its mean over all completions of --data.
         out_of_distribution: files of rows unlike those that the models were trained on: does the uncertainty rise?
+        in_distribution: those files of --data whose rows are like those that the models were trained on, which the new
+            ones are set against; none: the first file of --data.
         most: most rows of a file, drawn at random; None: all.
         seed: of the draw.
         over_long: what is done with prompt and completion of more than --longest tokens: no score, and the row is left
-            out ("drop"), or the score of their first tokens and the last one ("cut").
+            out ("drop"), or the score of the end of the prompt, the first tokens of the completion and the last one
+            ("cut").
         chat: read texts as turns of a chat, for models that were tuned on chats.
         chat_template: file with a Jinja chat template, for a tokenizer that has none (or another one than its own).
         longest: most tokens a sequence may have. None: the model's context, at most 1024.
@@ -89,6 +91,7 @@ class Config(RunOptions, Distributed):
     format: str | None = None
     ensemble: bool = False
     out_of_distribution: tuple[Path, ...] = ()
+    in_distribution: tuple[Path, ...] = ()
     most: int | None = None
     seed: int = 0
     over_long: Literal["drop", "cut"] = "drop"
@@ -126,6 +129,11 @@ def check(config: Config) -> dict[str, SourceOptions]:
     for name in ("model", "data"):
         if not getattr(config, name):
             raise ValueError(f"--{name} is missing: give it, or see --help.")
+    unknown = [path for path in config.in_distribution if path not in config.data]
+    if unknown:
+        raise ValueError(f"--in-distribution {unknown[0]} is not among the files of --data: add it there.")
+    if config.in_distribution and not config.out_of_distribution:
+        raise ValueError("--in-distribution needs --out-of-distribution: give files of new data, or leave it out.")
     if config.ensemble and len(config.model) < 2:
         raise ValueError("--ensemble needs at least 2 models: give more, or leave it out.")
     read = {name: options_of(config, folder) for name, folder in zip(names(config.model), config.model, strict=True)}
@@ -189,7 +197,7 @@ def score_all(config: Config, read: dict[str, SourceOptions], files: dict[str, J
             print(f"{model} reads {name}: {dropped}; cut: {cut}", flush=True)
     found: dict[str, dict[str, CompletionScores]] = {name: {} for name in files}
     for model, source in sources.items():
-        score = load_scorer(read[model], source)
+        score = load_scorer(read[model], source, pairs=True)
         for name, one in made.items():
             found[name][model] = score(tokens[model, name], len(one.flat.values))
     if config.ensemble:
@@ -258,20 +266,6 @@ def rmb_scores(asked: Sequence[Asked]) -> Rows:
     ]
 
 
-def table_of(reports: Sequence[FileReport], others: dict[str, Rows]) -> Rows:
-    """All rows of the summary, named by file and model."""
-    rows = []
-    for report in reports:
-        parts = {"": [row("rows that all models read", "", np.array([report.read / report.rows])), *report.baselines]}
-        parts |= {f", {model}": one.rows for model, one in report.models.items()}
-        first = next(iter(report.models))
-        parts |= {f", {model} less {first}": several for model, several in report.compared.items()}
-        rows += [
-            one | {"name": f"{report.name}{of}: {one['name']}"} for of, several in parts.items() for one in several
-        ]
-    return rows + [one for several in others.values() for one in several]
-
-
 def lines_of(file: File) -> list[dict[str, Any]]:
     """A line a row: where it stands, its gold, the scores, and all columns of the file but the texts."""
     ends, lines = np.cumsum([0, *file.counts]), []
@@ -317,10 +311,12 @@ def evaluate(config: Config) -> dict:
     inside, outside = asked[: len(config.data)], asked[len(config.data) :]
     with ProgressReport("measuring", len(inside) * len(inside[0].scores)) as progress:
         reports = [report_of(file, one, progress) for file, one in zip(scored, inside, strict=False)]
+    known = [asked[config.data.index(path)] for path in config.in_distribution or config.data[:1]]
+    single = {one.name: [found for model, found in one.models.items() if model in read] for one in reports}
     others = {
         "RMB": rmb_scores(inside),
-        "new data": [one for each in inside for one in new_data(each, outside)],
-        "objective mismatch, over models": mismatch_rows({one.name: list(one.models.values()) for one in reports}),
+        "new data": [one for each in known for one in new_data(each, outside)],
+        "objective mismatch, over models": mismatch_rows(single),
     }
     others = {title: rows for title, rows in others.items() if rows}
     folder = run_folder.create(config.out, "evaluate_reward_model", config, config.overwrite)

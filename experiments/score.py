@@ -51,7 +51,7 @@ class Config(SourceOptions):
             alone.
         penalty: coefficient of that penalty; None: 0.5 (uncertainty_weighted) or 1 (lower_confidence_bound).
         over_long: what is done with prompt and completion of more than --longest tokens: no score ("drop"), or the
-            score of their first tokens and the last one ("cut").
+            score of the end of the prompt, the first tokens of the completion and the last one ("cut").
     """
 
     reward: tuple[str, ...] = ()

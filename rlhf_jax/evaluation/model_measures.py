@@ -27,8 +27,9 @@ from rlhf_jax.evaluation.uncertainty import (
     shift_rows,
 )
 
-# Slices with fewer rows are left out of the summary: their intervals say nothing.
-LEAST = 10
+# Slices of fewer prompts are left out of the summary, and correlations over fewer models have no interval: it would say
+# nothing.
+LEAST, LEAST_MODELS = 10, 5
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,12 @@ def mismatch_rows(measured: Mapping[str, Sequence[Measured]]) -> Rows:
     """Over reward models: does accuracy or calibration on a file go with gold of best-of-n on a graded one?
 
     Args:
-        measured: by file, one `Measured` a model, the same models in the same order.
+        measured: by file, one `Measured` a model, the same models in the same order. An ensemble of the others is no
+            model more.
 
     Returns:
-        Rows of `mismatch_report`; none for fewer than three models or without a graded file.
+        Rows of `mismatch_report`; none for fewer than three models or without a graded file. For fewer than
+        `LEAST_MODELS` they have no interval: a bootstrap over so few points often draws ones that lie on a line.
     """
 
     def column(several: Sequence[Measured], name: str) -> np.ndarray | None:
@@ -149,9 +152,11 @@ def mismatch_rows(measured: Mapping[str, Sequence[Measured]]) -> Rows:
         for file, several in measured.items()
         if all(one.best_of_n is not None for one in several)
     }
-    if not models or not gold or len(next(iter(gold.values()))) < 3:
+    count = min((len(several) for several in measured.values()), default=0)
+    if not models or not gold or count < 3:
         return []
-    return mismatch_report(models, {}, gold)
+    rows = mismatch_report(models, {}, gold)
+    return rows if count >= LEAST_MODELS else [row | {"ci95": [None, None]} for row in rows]
 
 
 def _apart(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
@@ -185,21 +190,28 @@ def _over_trivial_rows(asked: Sheet, margin: np.ndarray, right: np.ndarray, valu
 
 
 def _calibration_rows(asked: Sheet, log_odds: np.ndarray, suffix: str) -> Rows:
+    """ECE, ACE and MCE; the last without an interval.
+
+    The largest of several errors grows with their noise, and a draw of a bootstrap has more of it than the data: its
+    interval may lie above the number that it is of.
+    """
+
     def statistic(log_odds: np.ndarray) -> list[float]:
         bins = reliability(log_odds)
         return [bins.expected_error, bins.average_error, bins.largest_error]
 
     names = [f"{name}{suffix}" for name in ("ECE", "ACE", "MCE")]
-    return bootstrap_rows(names, "", statistic, log_odds, groups=asked.groups)
+    *others, largest = bootstrap_rows(names, "", statistic, log_odds, groups=asked.groups)
+    return [*others, largest | {"ci95": [None, None]}]
 
 
 def _slices(asked: Sheet, right: np.ndarray) -> dict[str, Rows]:
-    """Accuracy of every slice of enough rows, by division; a division of one slice says nothing new."""
+    """Accuracy of every slice of enough prompts, by division; a division of one slice says nothing new."""
     found = {}
     for name in dict.fromkeys(name for row in asked.rows for name in row.slices):
         labels = np.array([asked.rows[i].slices.get(name, "") for i in asked.row])
-        count = {label: np.unique(asked.row[labels == label]).size for label in np.unique(labels)}
-        kept = np.isin(labels, [label for label, rows in count.items() if rows >= LEAST and label])
+        count = {label: np.unique(asked.prompt[asked.row[labels == label]]).size for label in np.unique(labels)}
+        kept = np.isin(labels, [label for label, prompts in count.items() if prompts >= LEAST and label])
         if kept.any() and np.unique(labels[kept]).size > 1:
             groups = None if asked.groups is None else asked.groups[kept]
             rows = slice_rows(right[kept], labels[kept], groups, "")

@@ -26,8 +26,6 @@ MOST_SLICES = 10
 MOST_LABELS = 4
 # The least pairs that a point of a curve stands for: accuracy of fewer jumps with every pair.
 LEAST_PAIRS, LEAST_IN_A_BIN = 20, 10
-# Accuracies on one axis at least: over less of it noise looks like an effect.
-LEAST_RANGE = 0.2
 _LINES = {TRIVIAL: (0, (1, 1.2)), "epistemic": "-", "aleatoric": (0, (4, 2))}
 _GREY = "#8A8F98"
 # Letters that fit beside each other in the key above the panels.
@@ -66,6 +64,7 @@ def report_figure(files: Sequence[FileReport], path: str | Path | io.BytesIO, da
         figure, spare = panel_grid(1, 1, width=width, height=sum(heights) + 0.5)
         spare[0, 0].remove()
         grid = figure.add_gridspec(len(files), 4 if any(graded) else 3, height_ratios=heights)
+        slices, surest = [], []
         for row, (file, several) in enumerate(zip(files, graded, strict=True)):
             # Where there is nothing to draw of best-of-n, the names of slices have its room.
             panels = [figure.add_subplot(grid[row, : 1 if several else -2])]
@@ -77,10 +76,17 @@ def report_figure(files: Sequence[FileReport], path: str | Path | io.BytesIO, da
             panels[0].set_title(f"{_short(file.name, most)} ({file.read} rows)")
             panels[1].set_title("calibration")
             panels[2].set_title("accuracy of the surest pairs")
+            slices.append(panels[0])
+            surest.append(panels[2])
             if several:
                 beside = figure.add_subplot(grid[row, 1])
                 beside.set_title("best of n")
                 _best_of_n_panel(beside, file, colours)
+        # The same axis for all files, from chance or below to 1: over less of it noise looks like an effect.
+        for panel in slices:
+            panel.set_xlim(min(one.get_xlim()[0] for one in slices), 1.03)
+        for panel in surest:
+            panel.set_ylim(min(one.get_ylim()[0] for one in surest), 1.03)
         _keys(figure, colours, files)
         if isinstance(path, io.BytesIO):
             figure.savefig(path, format="png")
@@ -135,8 +141,9 @@ _NOTE = (
     "say the data leave open; larger points stand for more pairs. AUROC of errors: that of the best of a model's "
     "uncertainties, which flatters it a little; all of them are in the table of all measures. Wrong sign by an "
     "uncertainty s: Φ(−|margin| / s). In the figure a share of pairs is kept by epistemic (solid) or "
-    "aleatoric (dashed) uncertainty, or by the trivial one, −|margin| (dotted). Best of n is the exact "
-    "expectation over subsets. All models are measured on the rows that all of them read."
+    "aleatoric (dashed) uncertainty, or by the trivial one, −|margin| (dotted); grey dots are chance. Best of n is the "
+    "exact expectation over subsets, with the interval of each model at the end of its line. All models are measured "
+    "on the rows that all of them read."
 )
 _CSS = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #5b616b; --line: #d9dce1; --page: #fff; --best: #eef6f1 }
@@ -270,23 +277,24 @@ def _coverage_panel(panel: Any, file: FileReport, colours: Mapping[str, str]) ->
                 panel.plot(
                     shares, curve.at(shares), color=colours[model], linestyle=_LINES[name], linewidth=1.4, zorder=3
                 )
+    panel.axhline(0.5, color=_GREY, linewidth=1.0, linestyle=":", zorder=1)
     panel.set_xlabel("share of pairs kept")
     panel.set_ylabel("their accuracy")
-    low, high = panel.get_ylim()
-    spare = max(0.0, LEAST_RANGE - (high - low)) / 2.0
-    panel.set_ylim(low - spare, high + spare)
     panel.set_visible(any(one.coverage for one in file.models.values()))
 
 
 def _best_of_n_panel(panel: Any, file: FileReport, colours: Mapping[str, str]) -> None:
+    """Each line has its interval at its end, beside those of the others: bands would lie on each other."""
     from matplotlib.ticker import MaxNLocator
 
-    for model, one in file.models.items():
+    for turn, (model, one) in enumerate(file.models.items()):
         if one.best_of_n is not None:
             n, mean, low, high = one.best_of_n.T
-            panel.fill_between(n, low, high, color=colours[model], alpha=0.13, linewidth=0, zorder=2)
-            panel.plot(n, mean, color=colours[model], zorder=3)
             last = float(n[-1])
+            at = last + (turn + 1) * min(0.02, 0.1 / len(colours)) * (last - 1.0)
+            panel.plot(n, mean, color=colours[model], zorder=3)
+            panel.plot([at] * 2, [low[-1], high[-1]], color=colours[model], linewidth=1.6, zorder=3)
+            panel.plot([at], mean[-1:], "o", markersize=3.5, color=colours[model], zorder=4)
     ends = {}
     for name, line in (("best", "-."), ("longest", (0, (4, 2)))):
         row = row_named(file.baselines, f"gold gained by the {name} over a random pick")

@@ -12,6 +12,7 @@ import numpy as np
 
 from rlhf_jax.evaluation.judging import Rows
 from rlhf_jax.evaluation.model_measures import Measured
+from rlhf_jax.evaluation.statistics import row
 
 COLUMNS = ("accuracy", "ECE", "AUROC of errors", "best of n over random")
 """The numbers of a line."""
@@ -88,6 +89,20 @@ def lines_of(file: FileReport) -> list[Line]:
         if any(cells):
             lines.append(Line(name, True, cells))
     return lines
+
+
+def table_of(reports: Sequence[FileReport], others: dict[str, Rows]) -> Rows:
+    """All rows of the summary, named by file and model."""
+    rows = []
+    for report in reports:
+        parts = {"": [row("rows that all models read", "", np.array([report.read / report.rows])), *report.baselines]}
+        parts |= {f", {model}": one.rows for model, one in report.models.items()}
+        first = next(iter(report.models))
+        parts |= {f", {model} less {first}": several for model, several in report.compared.items()}
+        rows += [
+            one | {"name": f"{report.name}{of}: {one['name']}"} for of, several in parts.items() for one in several
+        ]
+    return rows + [one for several in others.values() for one in several]
 
 
 def uncalibrated(files: Sequence[FileReport]) -> str:

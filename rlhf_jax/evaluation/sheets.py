@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from rlhf_jax.data.judged import JudgedRow
 from rlhf_jax.evaluation.calibration import moderated_margin, rating_log_odds
-from rlhf_jax.evaluation.uncertainty import log_wrong_sign, margin_spread, pair_uncertainty
+from rlhf_jax.evaluation.uncertainty import log_wrong_sign, margin_deviation, margin_spread, pair_uncertainty
 
 Numbers = Float[np.ndarray, " N"]
 TRIVIAL = "-|margin|"
@@ -79,6 +79,7 @@ class Scores:
         members: [M, N], or None.
         states: what margins say of a pair: "log_odds" of the first being preferred; a difference of "ratings", which
             with their deviations gives a probability; or None: nothing that could be calibrated.
+        whitened: features in units of their uncertainty, of one head with a posterior, [D, N]; or None.
     """
 
     mean: Numbers
@@ -86,6 +87,7 @@ class Scores:
     aleatoric: Numbers | None = None
     members: Float[np.ndarray, "M N"] | None = None
     states: Literal["log_odds", "ratings"] | None = "log_odds"
+    whitened: Float[np.ndarray, "D N"] | None = None
 
 
 def sheet(name: str, format: str, rows: Sequence[JudgedRow], lengths: Sequence[int | float]) -> Sheet:
@@ -134,6 +136,8 @@ def deviations(asked: Sheet, scores: Scores) -> dict[str, np.ndarray]:
     sides, found = (asked.better, asked.worse), {}
     if scores.members is not None:
         found["epistemic"] = margin_spread(*(scores.members[:, side] for side in sides))
+    elif scores.whitened is not None:
+        found["epistemic"] = margin_deviation(*(scores.whitened[:, side] for side in sides))
     elif scores.epistemic is not None:
         found["epistemic"] = pair_uncertainty(*(scores.epistemic[side] for side in sides))
     if scores.aleatoric is not None:

@@ -186,7 +186,7 @@ def pair_uncertainty(chosen: Numbers, rejected: Numbers) -> Numbers:
     """Standard deviation of a margin whose two scores err independently, `√(a² + b²)`.
 
     What both scores share (the length or topic of one prompt) cancels in a margin, which this does not know; where
-    there are members, `margin_spread` does.
+    there are members, `margin_spread` does, and of one head with a posterior `margin_deviation`.
 
     Example:
         >>> pair_uncertainty(np.array([3.0]), np.array([4.0])).tolist()
@@ -210,6 +210,21 @@ def margin_spread(chosen: Float[np.ndarray, "M n"], rejected: Float[np.ndarray, 
         [2.0]
     """
     return np.subtract(chosen, rejected, dtype=np.float64).std(axis=0)
+
+
+def margin_deviation(chosen: Float[np.ndarray, "D n"], rejected: Float[np.ndarray, "D n"]) -> Numbers:
+    """Standard deviation of the margins of one head with a posterior, `b ‖L⁻¹(e_chosen − e_rejected)‖`.
+
+    Args:
+        chosen: features of the chosen responses in units of their uncertainty, `b L⁻¹ e` of
+            `rewards.posterior.whitened`, float [D, n].
+        rejected: of the rejected ones, float [D, n].
+
+    Example:
+        >>> margin_deviation(np.array([[3.0], [9.0]]), np.array([[0.0], [5.0]])).tolist()
+        [5.0]
+    """
+    return np.linalg.norm(np.subtract(chosen, rejected, dtype=np.float64), axis=0)
 
 
 def log_wrong_sign(margin: Numbers, sd: Numbers) -> Numbers:

@@ -163,6 +163,20 @@ def updated(geometry: Geometry, rows: Float[Array, "K D"]) -> Geometry:
     return Geometry(cholesky=jnp.tril(upper.T))
 
 
+def whitened(params: PosteriorParams, features: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
+    """Features in units of their uncertainty, `b L^{-1} e`.
+
+    Their length is the deviation of a reward, `b sqrt(e^T M^{-1} e)`, and the length of the difference of two of them
+    that of a margin: responses are scored by one head, so that what their features share cancels.
+
+    Args:
+        params: M and b.
+        features: those that the head multiplies, [*N, D].
+    """
+    found = solve(params.geometry, features)
+    return params.radius.astype(found.dtype) * found
+
+
 def draw_heads(key: Array, head: Params, geometry: Geometry, radius: Number, count: int) -> Params:
     """Heads drawn from the posterior, `phi_m = phi + b L^{-T} z_m` with standard normal z: a linear ensemble.
 

@@ -24,13 +24,14 @@ from rlhf_jax.models.huggingface.load import HEAD_FILE
 from rlhf_jax.models.huggingface.tensors import locate_all
 from rlhf_jax.rewards.bradley_terry import check_rewards, member_score
 from rlhf_jax.rewards.ensemble import member_offset
+from rlhf_jax.rewards.posterior import PosteriorParams, whitened
 from rlhf_jax.training.held_out import over_rows
 from rlhf_jax.training.options import SourceOptions
 from rlhf_jax.training.progress import ProgressReport
 from rlhf_jax.training.reward_folders import load_reward_folder
 from rlhf_jax.training.reward_models import check_no_prompt_gate
 from rlhf_jax.training.sources import Source, collate_for, placement
-from rlhf_jax.types import Score
+from rlhf_jax.types import Params, Score
 
 Numbers = Float[np.ndarray, " N"]
 
@@ -43,12 +44,15 @@ class CompletionScores(NamedTuple):
         epistemic: standard deviation for what the model was not taught, [N]; None where nothing measures it.
         aleatoric: standard deviation for what the data leave open, [N]; None likewise.
         members: scores of ensemble members, [M, N]; None for one model.
+        whitened: features in units of their uncertainty, of one head with a posterior (`posterior.whitened`), float32
+            [D, N]; None for other models, and where nobody asks how uncertain margins are.
     """
 
     mean: Numbers
     epistemic: Numbers | None = None
     aleatoric: Numbers | None = None
     members: Float[np.ndarray, "M N"] | None = None
+    whitened: Float[np.ndarray, "D N"] | None = None
 
 
 def check_head(folder: str) -> None:
@@ -72,8 +76,10 @@ def read_completions(source: Source, flat: Rows, chat: bool = False, cut: bool =
         source: the reward model's tokenizer, and the most tokens that it reads.
         flat: rows of the format `prompt_completion`.
         chat: whether texts are turned into turns of a chat.
-        cut: whether completions that are too long are read up to the longest length, their last token kept (an EOS
-            token, where reward models read the score).
+        cut: whether those that are too long are read in part. Of the completion that is its first tokens and its last
+            one (an EOS token, where reward models read the score), as many as the prompt leaves room for, and if the
+            prompt is long as many as half of the longest length. The prompt gives way on its left, and keeps the BOS
+            token: completions of a long prompt still differ.
 
     Returns:
         The completions that are read, and how many of them were cut.
@@ -85,21 +91,31 @@ def read_completions(source: Source, flat: Rows, chat: bool = False, cut: bool =
     longest = sys.maxsize if cut else source.longest
     examples = tokenize_demonstrations(flat, source.tokenizer, longest, vocab_size=source.config.vocab_size)
     shorter = sum(item.length > source.longest for item in examples.items)
-    return examples._replace(items=[_cut(item, source.longest) for item in examples.items]), shorter
+    bos = source.tokenizer.bos_token_id
+    return examples._replace(items=[_cut(item, source.longest, bos) for item in examples.items]), shorter
 
 
-def _cut(item: Demonstration, longest: int) -> Demonstration:
+def _cut(item: Demonstration, longest: int, bos: int | None) -> Demonstration:
     if item.length <= longest:
         return item
-    return Demonstration(*(np.append(values[: longest - 1], values[-1]) for values in item))
+    start = int(item.loss_mask.argmax())
+    room = min(item.length - start, max(longest - start, longest - longest // 2))
+    first = int(longest > room and item.tokens[0] == bos)
+    prompt = [*range(first), *range(start - (longest - room - first), start)]
+    places = [*prompt, *range(start, start + room - 1), item.length - 1]
+    return Demonstration(*(values[places] for values in item))
 
 
-def load_scorer(options: SourceOptions, source: Source) -> Callable[[Examples, int], CompletionScores]:
+def load_scorer(
+    options: SourceOptions, source: Source, pairs: bool = False
+) -> Callable[[Examples, int], CompletionScores]:
     """Reads a reward model of any kind, see `reward_folders`.
 
     Args:
         options: how it is read and run; `model` is its folder.
         source: `open_source(options)`.
+        pairs: whether it is asked how uncertain margins are: then a posterior gives `whitened` too, which is 4 D bytes
+            of memory a completion (10 000 completions of a model of width 4096: 164 MB).
 
     Returns:
         `score(examples, count)`: the scores of `count` completions, of which `examples` are those that are read.
@@ -119,7 +135,7 @@ def load_scorer(options: SourceOptions, source: Source) -> Callable[[Examples, i
 
     @jax.jit
     def parts(params, tokens, mask):
-        return by_completion(folder.scorer(params, tokens, mask))
+        return by_completion(folder.scorer(params, tokens, mask), params if pairs else None)
 
     def score(examples: Examples, count: int) -> CompletionScores:
         collate = collate_for(pad_demonstrations, source, examples.items)
@@ -138,16 +154,23 @@ def load_scorer(options: SourceOptions, source: Source) -> Callable[[Examples, i
     return score
 
 
-def by_completion(score: Score) -> dict[str, Array]:
-    """What a Score has of each completion, by the names of `CompletionScores`: axis 0 counts the completions."""
+def by_completion(score: Score, params: Params = None) -> dict[str, Array]:
+    """What a Score has of each completion, by the names of `CompletionScores`: axis 0 counts the completions.
+
+    Args:
+        score: of a batch.
+        params: of its reward model, of which a posterior gives `whitened`; None: that is not asked for.
+    """
     members = None if score.members is None else score.members.T
     named = {"mean": score.mean, "epistemic": score.epistemic, "aleatoric": score.aleatoric, "members": members}
+    if isinstance(params, PosteriorParams):
+        named["whitened"] = whitened(params, score.features)
     return {name: values for name, values in named.items() if values is not None}
 
 
 def as_scores(found: Mapping[str, np.ndarray]) -> CompletionScores:
     """The scores that `by_completion` took apart, of all batches."""
-    return CompletionScores(**found)._replace(members=found["members"].T if "members" in found else None)
+    return CompletionScores(**{name: values.T for name, values in found.items()})
 
 
 def _whole(values: np.ndarray, rows: Sequence[int] | np.ndarray, count: int) -> np.ndarray:

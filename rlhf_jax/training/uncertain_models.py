@@ -21,7 +21,7 @@ from rlhf_jax.data.tokenization import Preference
 from rlhf_jax.evaluation.judging import pair_right
 from rlhf_jax.evaluation.sheets import TRIVIAL
 from rlhf_jax.evaluation.statistics import row
-from rlhf_jax.evaluation.uncertainty import error_rows, margin_spread, pair_uncertainty
+from rlhf_jax.evaluation.uncertainty import error_rows, margin_deviation, margin_spread, pair_uncertainty
 from rlhf_jax.models.adapters import AdapterConfig
 from rlhf_jax.rewards.dropout import DropoutParams, draw_masks
 from rlhf_jax.rewards.ensemble import member_offset
@@ -182,7 +182,7 @@ def pair_scorer(scorer: Callable[..., Any]) -> PairScorer:
     @jax.jit
     def scores(params: Params, batch: PreferenceBatch) -> Any:
         both = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), batch.chosen, batch.rejected)
-        named = by_completion(scorer(params, both.tokens, both.mask))
+        named = by_completion(scorer(params, both.tokens, both.mask), params)
         half = len(batch.margin)
         chosen = {name: values[:half] for name, values in named.items()}
         return chosen, {name: values[half:] for name, values in named.items()}
@@ -246,10 +246,12 @@ def uncertainty_rows(chosen: CompletionScores, rejected: CompletionScores) -> li
     """
     name = "epistemic" if chosen.epistemic is not None else "aleatoric"
     sides = [getattr(side, name) for side in (chosen, rejected)]
-    if chosen.members is None:
-        doubt = pair_uncertainty(*sides)
-    else:
+    if chosen.members is not None:
         doubt = margin_spread(chosen.members, rejected.members)
+    elif chosen.whitened is not None:
+        doubt = margin_deviation(chosen.whitened, rejected.whitened)
+    else:
+        doubt = pair_uncertainty(*sides)
     rows = [
         row(f"{name} standard deviation of a held-out completion", "nats", np.concatenate(sides)),
         row(f"{name} standard deviation of a held-out margin", "nats", doubt),

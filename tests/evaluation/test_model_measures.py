@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import norm
 
 from rlhf_jax.data.judged import JudgedRow
-from rlhf_jax.evaluation import statistics
+from rlhf_jax.evaluation import model_report, statistics
 from rlhf_jax.evaluation.model_measures import baselines, compare_rows, measure, mismatch_rows, new_data_rows
 from rlhf_jax.evaluation.model_report import report_figure, report_html
 from rlhf_jax.evaluation.official_scores import official_rows, rmb_score_rows
@@ -187,6 +187,12 @@ def test_uncertainties():
         alone["epistemic"], np.hypot(scores.epistemic[given.better], scores.epistemic[given.worse])
     )
     assert set(uncertainties(given, Scores(scores.mean))) == {TRIVIAL}
+    # One head with a posterior: what the features of both completions share cancels in a margin.
+    whitened = np.random.default_rng(1).normal(size=(5, given.gold.size)).astype(np.float32) + np.float32(9.0)
+    exact = deviations(given, Scores(scores.mean, np.linalg.norm(whitened, axis=0), whitened=whitened))["epistemic"]
+    for place, (better, worse) in enumerate(zip(given.better, given.worse, strict=True)):
+        assert exact[place] == pytest.approx(np.sqrt(((whitened[:, better] - whitened[:, worse]) ** 2).sum()), rel=1e-5)
+    assert exact.max() < np.linalg.norm(whitened, axis=0).min()
     # A constant that a member adds to all of its scores is not disagreement.
     moved = Scores(scores.mean, members=scores.members + np.array([[0.0], [5.0], [-7.0]]))
     np.testing.assert_allclose(deviations(given, moved)["epistemic"], found["epistemic"])
@@ -250,6 +256,20 @@ def test_slices_of_enough_rows():
     assert list(found.slices) == ["subset"]
     assert [(row["name"], row["mean"], row["n"]) for row in found.slices["subset"]] == [("a", 0.75, 12), ("b", 1.0, 10)]
     assert means(found.rows)["accuracy, subset = a"] == 0.75
+    # Rows of one prompt are one: the interval of twelve rows of three prompts says nothing.
+    few = asked(
+        [[1, 0]] * 25,
+        slices=[{"subset": name} for name in names],
+        prompt=[f"{i % 3 if i < 12 else i}" for i in range(25)],
+    )
+    assert measure(few, Scores(scores)).slices == {}
+
+
+def test_the_largest_error_of_a_bin_has_no_interval():
+    rows = {row["name"]: row for row in measure(*random_sheet()).rows}
+    for suffix in ("", ", margins moderated by epistemic"):
+        assert rows[f"MCE{suffix}"]["ci95"] == [None, None] and rows[f"MCE{suffix}"]["mean"] > 0.0
+        assert rows[f"ECE{suffix}"]["ci95"][0] <= rows[f"ECE{suffix}"]["ci95"][1]
 
 
 def test_differences_and_new_data():
@@ -268,7 +288,11 @@ def test_mismatch_over_models():
     given, _ = random_sheet(rows=30)
     noise = np.random.default_rng(1).normal(size=given.gold.size)
     several = [measure(given, Scores(given.gold + size * noise)) for size in (0.1, 1.0, 3.0, 30.0)]
-    found = means(mismatch_rows({"file": several}))
+    rows = mismatch_rows({"file": several})
+    found = means(rows)
+    assert all(row["ci95"] == [None, None] and row["n"] == 4 for row in rows)  # of four models it would be chance
+    more = mismatch_rows({"file": [*several, measure(given, Scores(noise))]})
+    assert all(row["n"] == 5 and None not in row["ci95"] for row in more)
     assert found["Spearman, reward model accuracy on file ~ evaluation gold of best of n on file"] == pytest.approx(1.0)
     assert mismatch_rows({"file": several[:2]}) == []
 
@@ -378,7 +402,10 @@ class Checker(HTMLParser):
         self.cells += tag == "td"
 
 
-def test_the_page_is_one_file(tmp_path, capsys):
+TITLES = ("accuracy of the surest pairs", "best of n")
+
+
+def test_the_page_is_one_file(tmp_path, capsys, monkeypatch):
     given, scores = random_sheet()
     several = {"first <b>": measure(given, scores), "second": measure(given, Scores(given.gold))}
     pairs = asked([[1, 0]] * 22, slices=[{"subset": name} for name in ["a"] * 11 + ["b"] * 11])
@@ -411,5 +438,18 @@ def test_the_page_is_one_file(tmp_path, capsys):
     # The best model of each file is marked, those that tie alike.
     assert page.count("class=best") == 1 + 2
     assert checker.cells > 100
+    figures = []
+    with monkeypatch.context() as patch:
+        patch.setattr(model_report, "save", lambda figure, path: figures.append(figure))
+        report_figure(files, tmp_path / "report.png")
+    panels = {title: [one for one in figures[0].axes if one.get_title(loc="left") == title] for title in TITLES}
+    surest, best = panels["accuracy of the surest pairs"], panels["best of n"]
+    assert len(surest) == 2 and surest[0].get_ylim() == surest[1].get_ylim()
+    assert all(any(set(line.get_ydata()) == {0.5} for line in one.lines) for one in surest)  # chance
+    assert surest[0].get_ylim()[0] < 0.5 and surest[0].get_ylim()[1] > 1.0
+    slices = [one for one in figures[0].axes if one.get_title(loc="left").endswith("rows)")]
+    assert len(slices) == 2 and slices[0].get_xlim() == slices[1].get_xlim()
+    # Of two models each has its own interval, at the end of its own line, and no band lies on another.
+    assert len(best) == 1 and not best[0].collections
     report_figure(files[1:], tmp_path / "figures" / "report.png")
     assert (tmp_path / "figures" / "report.png").read_bytes().startswith(b"\x89PNG")

@@ -8,9 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax.data.batches import pad_demonstrations
 from rlhf_jax.evaluation import statistics
+from rlhf_jax.evaluation.sheets import deviations
+from rlhf_jax.evaluation.uncertainty import pair_uncertainty
 from rlhf_jax.models.huggingface import load_reward_model, load_tokenizer
+from rlhf_jax.rewards.bradley_terry import reward_scorer
+from rlhf_jax.rewards.ellipsoid import Geometry
 from rlhf_jax.rewards.linear_ensemble import LinearEnsembleParams
+from rlhf_jax.rewards.posterior import PosteriorParams, draw_heads
 from rlhf_jax.training.json_lines import read_lines
 from rlhf_jax.training.reward_folders import save_reward_folder
 from rlhf_jax.training.reward_kinds import KINDS
@@ -103,6 +109,11 @@ def test_models_side_by_side_and_together(script, rewards, uncertain, files, tmp
     assert f"llmbar against pairs, {models[0]}: -|margin|: AUROC out of distribution" in found
     gold = [row for row in found if row.startswith("Spearman, reward model accuracy on llmbar ~")]
     assert len(gold) == 1
+    # The average of the models is none of them, and three are too few for an interval.
+    (over,) = (row for row in summary["rows"] if row["name"] == gold[0])
+    assert over["n"] == 3 and over["ci95"] == [None, None]
+    # What the models were trained on is the first file, if nobody says otherwise.
+    assert {name.split(" against ")[0] for name in found if " against " in name} == {"llmbar"}
     # A short table is printed, however many numbers there are.
     printed = capsys.readouterr().out
     table = printed[printed.index("with 95 % intervals") :].splitlines()
@@ -124,6 +135,46 @@ def test_what_margins_say_depends_on_the_kind(script, rewards, uncertain, monkey
     kinds[uncertain] = "probabilistic"
     mixed = script.states_of(read, ensemble=True)
     assert mixed == {rewards[0]: "ratings", uncertain: "log_odds", "ensemble": None}
+
+
+def test_completions_of_a_posterior_share_its_head(script, rewards, files, tmp_path):
+    config, model = load_reward_model(rewards[0])
+    cholesky = jnp.tril(jax.random.normal(jax.random.key(3), (config.width,) * 2)) + 5.0 * jnp.eye(config.width)
+    made = PosteriorParams(
+        **model, geometry=Geometry(cholesky=cholesky), radius=jnp.asarray(3.0), offset=jnp.asarray(0.0)
+    )
+    folder = str(save_reward_folder(tmp_path / "posterior", config, made, load_tokenizer(rewards[0])))
+    options = script.Config(data=(files["pairs"],), batch_size=8)
+    judged = {"pairs": script.load_judged(files["pairs"])}
+    (file,) = script.score_all(options, {"one": script.options_of(options, folder)}, judged)
+    asked = script.asked_of(file, {"one": "log_odds"})
+    # Many heads drawn from the posterior: how far their margins lie apart.
+    flat = script.as_candidates(judged["pairs"]).flat
+    items = script.read_completions(script.open_source(script.options_of(options, folder)), flat)[0].items
+    batch = pad_demonstrations(items, 16, 0)
+    features = np.asarray(jax.jit(reward_scorer(config))(model, batch.tokens, batch.mask).features)
+    heads = draw_heads(jax.random.key(0), model["head"], made.geometry, made.radius, 20_000)["kernel"]
+    drawn = (np.asarray(heads) @ (features[0::2] - features[1::2]).T).std(axis=0)
+    found = deviations(asked.sheet, asked.scores["one"])["epistemic"]
+    np.testing.assert_allclose(found, drawn, rtol=0.03)  # 6 standard errors of 20 000 draws
+    assert not np.allclose(found, pair_uncertainty(*asked.scores["one"].epistemic.reshape(-1, 2).T), rtol=0.06)
+
+
+def test_new_data_are_set_against_what_the_models_know(script, rewards, files, tmp_path):
+    config = script.Config(
+        model=rewards[:1],
+        data=(files["llmbar"], files["graded"]),
+        out_of_distribution=(files["pairs"],),
+        batch_size=8,
+    )
+    rows = script.main(dataclasses.replace(config, in_distribution=(files["graded"],), out=tmp_path / "run"))["rows"]
+    assert {row["name"].split(" against ")[0] for row in rows if " against pairs" in row["name"]} == {"graded"}
+    for change, sentence in (
+        ({"in_distribution": (files["pairs"],)}, "is not among the files of --data"),
+        ({"in_distribution": (files["llmbar"],), "out_of_distribution": ()}, "--in-distribution needs --out-of-distr"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            script.check(dataclasses.replace(config, **change))
 
 
 def test_rmb_is_scored_over_its_files(script, tmp_path):

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from rlhf_jax.data.batches import pad_preferences
 from rlhf_jax.evaluation import uncertainty
 from rlhf_jax.evaluation.statistics import bootstrap_rows
 from rlhf_jax.evaluation.uncertainty import error_auroc, margin_spread, pair_uncertainty
+from rlhf_jax.rewards.ellipsoid import solve
 from rlhf_jax.training import devices
 from rlhf_jax.training.json_lines import read_lines
 from rlhf_jax.training.metrics import read_metrics
@@ -232,7 +234,11 @@ def test_a_folder_of_each_kind_scores_as_the_summary_says(script, of_kind, kind)
     both = np.concatenate([getattr(chosen, name), getattr(rejected, name)])
     assert rows[f"{name} standard deviation of a held-out completion"] == pytest.approx(both.mean(), rel=1e-3)
     assert both.min() > 0
-    if chosen.members is None:
+    if kind == "posterior":  # one head for both
+        shape = folder.params.geometry
+        sides = [folder.params.radius * solve(shape, jnp.asarray(side.features)) for side in (chosen, rejected)]
+        doubt = np.linalg.norm(np.subtract(*map(np.asarray, sides)), axis=1)
+    elif chosen.members is None:
         doubt = pair_uncertainty(getattr(chosen, name), getattr(rejected, name))
     else:
         doubt = margin_spread(chosen.members, rejected.members)

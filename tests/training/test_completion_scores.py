@@ -1,12 +1,16 @@
 """Scores that are put together from those of several models, and folders that have none to give."""
 
+import dataclasses
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rlhf_jax.training.completion_scores import CompletionScores, as_ensemble, check_head
+from rlhf_jax.data.formats import Rows
+from rlhf_jax.training.completion_scores import CompletionScores, as_ensemble, check_head, read_completions
+from rlhf_jax.training.sources import Source
 
 
 def test_an_ensemble_does_not_depend_on_what_members_add():
@@ -55,3 +59,40 @@ def test_a_folder_without_a_head_is_refused(tmp_path):
     check_head(str(tmp_path))
     with pytest.raises(ValueError, match="there is no folder"):
         check_head(str(tmp_path / "nowhere"))
+
+
+class Letters:
+    """A tokenizer of letters, which puts BOS (1) before a text if it has one."""
+
+    eos_token_id = 2
+
+    def __init__(self, bos):
+        self.bos_token_id = bos
+
+    def __call__(self, texts, add_special_tokens, **options):
+        first = [self.bos_token_id] if add_special_tokens and self.bos_token_id is not None else []
+        return {"input_ids": [[*first, *map(ord, text)] for text in texts]}
+
+
+@pytest.mark.parametrize(
+    ("bos", "prompt", "completion", "read"),
+    [
+        (None, "abc", "de", "abcde."),  # as long as may be
+        (None, "abcdefghi", "xy", "ghixy."),  # a prompt that leaves no room gives what the completion needs
+        (None, "abcdefghi", "uvwxyz", "ghiuv."),  # and half of it to one that is too long itself
+        (None, "ab", "uvwxyz", "abuvw."),  # a short prompt stays whole
+        (None, "", "uvwxyz", "uvwxy."),
+        (1, "abcdefghi", "xy", "^hixy."),  # the token that every text begins with stays
+        (1, "a", "uvwxyz", "^auvw."),
+    ],
+)
+def test_what_is_read_of_a_completion_that_is_too_long(tiny_config, bos, prompt, completion, read):
+    flat = Rows("rows", "prompt_completion", False, [{"prompt": prompt, "completion": completion}], ["row"], Counter())
+    config = dataclasses.replace(tiny_config, vocab_size=200)
+    source = Source(folder=None, options={}, config=config, tokenizer=Letters(bos), pad=0, longest=6)
+    examples, cut = read_completions(source, flat, cut=True)
+    (item,) = examples.items
+    assert "".join({1: "^", 2: "."}.get(token, chr(token)) for token in item.tokens) == read
+    assert cut == (len(prompt) + len(completion) + (bos is not None) > 5)
+    start = next(place for place, letter in enumerate(read) if letter in completion)
+    assert item.loss_mask.tolist() == [max(start, 1) <= place for place in range(6)]

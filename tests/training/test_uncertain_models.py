@@ -7,16 +7,24 @@ import jax
 import numpy as np
 import pytest
 
+from rlhf_jax.data.batches import pad_preferences
 from rlhf_jax.data.tokenization import Demonstration, Preference
 from rlhf_jax.evaluation import uncertainty
 from rlhf_jax.evaluation.statistics import bootstrap_rows
 from rlhf_jax.models.heads import init_reward_model
 from rlhf_jax.rewards.bradley_terry import reward_scorer
+from rlhf_jax.rewards.posterior import posterior_scorer
 from rlhf_jax.training import uncertain_models
 from rlhf_jax.training.completion_scores import CompletionScores
 from rlhf_jax.training.kind_options import KindOptions
 from rlhf_jax.training.sources import Source
-from rlhf_jax.training.uncertain_models import finish_kind, posterior_params, uncertainty_rows
+from rlhf_jax.training.uncertain_models import (
+    finish_kind,
+    pair_scorer,
+    posterior_params,
+    score_pairs,
+    uncertainty_rows,
+)
 
 PAIRS, LENGTH = 6, 5
 
@@ -79,6 +87,27 @@ def test_doubt_is_a_standard_deviation_in_every_geometry(source, tiny_config, tr
     expected = np.sqrt(np.trace(seen @ np.linalg.inv(fisher)) / width)
     assert float(found.radius) == pytest.approx(expected, rel=1e-4)
     assert float(found.offset) == 0.0
+
+
+def test_what_a_posterior_knows_of_a_margin(source, tiny_config, trained, pairs):
+    """Both completions share one head: the variance of a margin is z^T M^-1 z of the difference z of their features."""
+    params = posterior_params(Options(), source, trained, pairs)
+    params = params.replace(radius=2.0 * params.radius)
+    scores = pair_scorer(posterior_scorer(tiny_config))
+    sides = score_pairs(scores, params, pairs, lambda items: pad_preferences(items, LENGTH, 0), 4)
+    chosen, rejected = features_of(tiny_config, trained, pairs)
+    factor = np.asarray(params.geometry.cholesky, np.float64)
+    inverse = 4.0 * np.linalg.inv(factor @ factor.T)
+    exact = np.sqrt(np.einsum("nd,de,ne->n", chosen - rejected, inverse, chosen - rejected))
+    for side, features in zip(sides, (chosen, rejected), strict=True):
+        expected = np.sqrt(np.einsum("nd,de,ne->n", features, inverse, features))
+        np.testing.assert_allclose(np.linalg.norm(side.whitened, axis=0), expected, rtol=1e-4)
+        np.testing.assert_allclose(side.epistemic, expected, rtol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(sides[0].whitened - sides[1].whitened, axis=0), exact, rtol=1e-3)
+    rows = {row["name"]: row["mean"] for row in uncertainty_rows(*sides)}
+    assert rows["epistemic standard deviation of a held-out margin"] == pytest.approx(exact.mean(), rel=1e-3)
+    independent = uncertainty.pair_uncertainty(sides[0].epistemic, sides[1].epistemic)
+    assert not np.allclose(independent, exact, rtol=0.01)
 
 
 def test_a_singular_posterior_leaves_the_plain_model_behind(source, trained, pairs, monkeypatch, tmp_path):
