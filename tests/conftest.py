@@ -55,6 +55,23 @@ def key() -> jax.Array:
 
 
 @pytest.fixture(scope="session")
+def config():
+    """A tiny model whose initial weights are large enough for every token to be heard; some folders have another."""
+    from rlhf_jax.models.config import ModelConfig
+
+    return ModelConfig(
+        vocab_size=12,
+        width=8,
+        layers=1,
+        heads=2,
+        key_value_heads=1,
+        feed_forward_width=12,
+        context_length=16,
+        initializer_range=0.5,
+    )
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of small real data sets and weights beside the repository; skips where there is none."""
     folder = SHARED / "data"

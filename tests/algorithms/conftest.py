@@ -1,27 +1,12 @@
-"""A tiny policy whose initial weights are large enough for every token to be heard, and prompts of several lengths."""
+"""A tiny policy, and prompts of several lengths."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.heads import init_policy
 from rlhf_jax.sampling.filters import SamplingConfig
 from rlhf_jax.types import Prompts
-
-
-@pytest.fixture(scope="session")
-def config() -> ModelConfig:
-    return ModelConfig(
-        vocab_size=12,
-        width=8,
-        layers=1,
-        heads=2,
-        key_value_heads=1,
-        feed_forward_width=12,
-        context_length=16,
-        initializer_range=0.5,
-    )
 
 
 @pytest.fixture(scope="session")

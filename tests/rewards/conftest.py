@@ -1,25 +1,9 @@
-"""A tiny trunk whose initial weights are large enough for every token to be heard, and sequences for it to score."""
+"""Sequences for a tiny trunk to score."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jaxtyping import Array
-
-from rlhf_jax.models.config import ModelConfig
-
-
-@pytest.fixture(scope="session")
-def config() -> ModelConfig:
-    return ModelConfig(
-        vocab_size=12,
-        width=8,
-        layers=1,
-        heads=2,
-        key_value_heads=1,
-        feed_forward_width=12,
-        context_length=16,
-        initializer_range=0.5,
-    )
 
 
 @pytest.fixture(scope="session")
