@@ -50,12 +50,11 @@ from rlhf_jax.training.json_lines import write_lines
 from rlhf_jax.training.options import Dtype, RunOptions, SourceOptions, check_options
 from rlhf_jax.training.progress import ProgressReport
 from rlhf_jax.training.reward_folders import check_same_tokenizer, kind_in
+from rlhf_jax.training.reward_kinds import RATED
 from rlhf_jax.training.samples import readable
 from rlhf_jax.training.sources import Source, open_source
 
 ENSEMBLE = "ensemble"
-# Kinds that are taught ratings, in whose units their margins are: these are no log-odds.
-RATED = {"gaussian", "gaussian_ensemble", "quantile"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -131,6 +131,8 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
 )
 
 
+RATED = frozenset({"gaussian", "gaussian_ensemble", "quantile"})
+"""Kinds that are taught ratings, in whose units their margins are: these are no log-odds."""
 WITH_MEMBERS = frozenset({"ensemble", "linear_ensemble", "lora_ensemble", "dropout", "gaussian_ensemble"})
 """Kinds whose Score has members."""
 EPISTEMIC = WITH_MEMBERS | {"posterior"}
