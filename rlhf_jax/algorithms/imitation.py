@@ -27,7 +27,6 @@ from rlhf_jax.algorithms.on_policy import (
 )
 from rlhf_jax.algorithms.rollouts import (
     predicting_states,
-    repeat_prompts,
     rollout_metrics,
     scores_by_token,
     step_metrics,
@@ -240,7 +239,7 @@ def imitation(
 
     def draw(params: Params, reference: Params, prompts: Prompts, key: Array) -> Rollout:
         source = reference if chosen.proposal == "reference" else assemble(reference, params, adapter)
-        return generate(config, source, repeat_prompts(prompts, options.samples), key, options.sampling)
+        return generate(config, source, prompts, key, options.sampling, options.samples)
 
     def prepare(
         state: PolicyState, taken: Rollout, rewards: Array, reference_logprob: Float[Array, "B T"]

@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.algorithms.on_policy import OnPolicyConfig, Pieces, PolicyState, begin_with_policy, on_policy
-from rlhf_jax.algorithms.rollouts import repeat_prompts, rollout_metrics, scores_by_token, step_metrics, taken_scores
+from rlhf_jax.algorithms.rollouts import rollout_metrics, scores_by_token, step_metrics, taken_scores
 from rlhf_jax.algorithms.trained import assemble
 from rlhf_jax.losses.kl import fixed_kl
 from rlhf_jax.losses.nash import nash_md_loss
@@ -29,7 +29,7 @@ from rlhf_jax.losses.reward import preference_accuracy
 from rlhf_jax.models.adapters import AdapterConfig
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.sampling.filters import SamplingConfig
-from rlhf_jax.sampling.generate import check_eta, generate, generate_mixture
+from rlhf_jax.sampling.generate import generate, generate_mixture, repeat_prompts
 from rlhf_jax.types import Algorithm, Metrics, Params, Prompts, Rollout
 
 OPPONENTS = ("policy", "reference", "mixture")
@@ -236,9 +236,10 @@ def online_preference(
     temperature = options.sampling.logprob_temperature
 
     def draw(params: Params, reference: Params, prompts: Prompts, key: Array) -> Rollout:
-        policy, repeated = assemble(reference, params, adapter), repeat_prompts(prompts, 2)
+        policy = assemble(reference, params, adapter)
         if options.opponent == "policy":
-            return generate(config, policy, repeated, key, options.sampling)
+            return generate(config, policy, prompts, key, options.sampling, samples=2)
+        repeated = repeat_prompts(prompts, 2)
         first, second = (jax.tree.map(lambda leaf, place=place: leaf[place::2], repeated) for place in (0, 1))
         own = generate(config, policy, first, key, options.sampling)
         if options.opponent == "reference":

@@ -18,7 +18,6 @@ from rlhf_jax.algorithms.methods import METHODS, Method
 from rlhf_jax.algorithms.on_policy import OnPolicyConfig, Pieces, PolicyState, begin_with_policy, on_policy
 from rlhf_jax.algorithms.rollouts import (
     TokenScores,
-    repeat_prompts,
     rollout_metrics,
     scores_by_token,
     step_metrics,
@@ -32,7 +31,7 @@ from rlhf_jax.losses.policy import reinforce_surrogate
 from rlhf_jax.losses.reduce import mean
 from rlhf_jax.models.adapters import AdapterConfig
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.sampling.generate import generate
+from rlhf_jax.sampling.generate import generate, repeat_prompts
 from rlhf_jax.types import Algorithm, Metrics, Params, Prompts, Rollout
 
 
@@ -145,9 +144,10 @@ def policy_gradient(
         return trained, reference if options.keep_reference else None, state_key
 
     def draw(params: Params, reference: Params, prompts: Prompts, key: Array) -> Rollout:
-        policy, repeated = assemble(reference, params, adapter), repeat_prompts(prompts, rows)
+        policy = assemble(reference, params, adapter)
         if chosen.baseline != "greedy":
-            return generate(config, policy, repeated, key, options.sampling)
+            return generate(config, policy, prompts, key, options.sampling, rows)
+        repeated = repeat_prompts(prompts, rows)
         groups = jax.tree.map(lambda leaf: leaf.reshape(-1, rows, *leaf.shape[1:]), repeated)
         sampled, last = (jax.tree.map(lambda leaf, place=place: leaf[:, place], groups) for place in (slice(-1), -1))
         sampled = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), sampled)

@@ -1,7 +1,6 @@
 """What an on-policy algorithm reads off a rollout: prompts in groups, scores of the tokens taken, and metrics."""
 
 import chex
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -12,7 +11,7 @@ from rlhf_jax.losses.reduce import mean
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.heads import response_states, token_scores
 from rlhf_jax.models.transformer import apply_trunk
-from rlhf_jax.types import Metrics, Params, Prompts, Rollout
+from rlhf_jax.types import Metrics, Params, Rollout
 
 
 @chex.dataclass(frozen=True)
@@ -21,19 +20,6 @@ class TokenScores:
 
     logprob: Float[Array, "B T"]
     entropies: Float[Array, "B T"]
-
-
-def repeat_prompts(prompts: Prompts, samples: int) -> Prompts:
-    """Every prompt `samples` times, one after the other, each with an index of its own, so that their samples differ.
-
-    Example:
-        >>> prompts = Prompts(tokens=jnp.ones((2, 1), int), mask=jnp.ones((2, 1), bool), index=jnp.array([0, 5]))
-        >>> repeat_prompts(prompts, 3).index.tolist()
-        [0, 1, 2, 15, 16, 17]
-    """
-    repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, samples, axis=0), prompts)
-    sample = jnp.tile(jnp.arange(samples, dtype=repeated.index.dtype), len(prompts.index))
-    return repeated.replace(index=repeated.index * samples + sample)
 
 
 def predicting_states(config: ModelConfig, trunk: Params, taken: Rollout) -> Float[Array, "B T D"]:

@@ -23,7 +23,6 @@ from rlhf_jax.algorithms.optimizer import adam
 from rlhf_jax.algorithms.policy_gradient import PolicyGradientConfig, policy_gradient
 from rlhf_jax.algorithms.ppo import PPOConfig, ppo
 from rlhf_jax.algorithms.preference import preference
-from rlhf_jax.algorithms.rollouts import repeat_prompts
 from rlhf_jax.algorithms.sft import sft
 from rlhf_jax.losses.kl import KLController, fixed_kl
 from rlhf_jax.losses.policy import reinforce_surrogate
@@ -188,8 +187,8 @@ def on_initial_samples(
         return CollectingState(learner=state, source=params["policy"], key=own_key, step=jnp.int32(0))
 
     def rollout(state: CollectingState, prompts: Prompts) -> tuple[CollectingState, Rollout]:
-        repeated, key = repeat_prompts(prompts, samples), rollout_key(state.key, state.step)
-        taken = generate(plan.model, state.source, repeated, key, plan.sampling)
+        key = rollout_key(state.key, state.step)
+        taken = generate(plan.model, state.source, prompts, key, plan.sampling, samples)
         return state.replace(step=state.step + 1), taken
 
     def update(state: CollectingState, taken: Rollout, rewards: Float[Array, " B"]) -> tuple[CollectingState, Metrics]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.algorithms.compose import ComposedState, Scorer, compose
-from rlhf_jax.algorithms.rollouts import repeat_prompts, rollout_metrics, taken_scores
+from rlhf_jax.algorithms.rollouts import rollout_metrics, taken_scores
 from rlhf_jax.data.synthetic.modular import ModularSums, modular_scorer
 from rlhf_jax.evaluation.frontier import Curves
 from rlhf_jax.laboratory.arms import ARMS, Plan, build
@@ -181,9 +181,8 @@ def measure(
         responses: "tokens" and "mask", [N, T].
     """
     plan, given = contest.plan, contest.one_seed(seed, shared.data)
-    prompts = repeat_prompts(shared.held_out, contest.schedule.measured)
     noise = jax.random.fold_in(contest.key_of("measure", seed), count)
-    taken = generate(plan.model, policy, prompts, noise, plan.sampling)
+    taken = generate(plan.model, policy, shared.held_out, noise, plan.sampling, contest.schedule.measured)
     reference_logprob = taken_scores(plan.model, shared.policy, taken, plan.sampling.logprob_temperature)[0]
     proxy = contest.reward.scorer(given.params, taken.sequences.tokens, taken.sequences.mask).mean
     kl = rollout_metrics(taken, reference_logprob)["objective/kl"]

@@ -1,20 +1,23 @@
 """Positions, what a token may attend to, grouped-query attention and the key-value cache.
 
 The cache is data, not a module's variable. Blocks only *read* it: each returns the keys and values of its new tokens,
-and `write` puts those of all layers into the cache at once, so that a decoding loop updates one buffer in place.
+and `write` puts those of all layers into the cache at once, so that a decoding loop updates one buffer in place. There
+may be several: one of a prompt, which its K responses share, and one of each response.
 
 `attend` is the reference: all products of queries and keys at once. `ring_attention` and `splash_attention` compute
 the same without holding them all; what may see what is said in one place for all, `sees`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
+from rlhf_jax.models.quantised import Quantised, Storage, as_computed, stored
 from rlhf_jax.types import wide
 
 
@@ -23,46 +26,96 @@ class Cache:
     """Keys and values of the tokens seen so far.
 
     Attributes:
-        keys: [L, B, S, key-value heads, head width].
+        keys: [L, R, S, key-value heads, head width]; or `Quantised`. R is the number of rows B, or B / K
+            where K rows that follow each other share these tokens.
         values: the same shape.
-        mask: True on slots that hold a real token, bool [B, S].
+        mask: True on slots that hold a real token, bool [R, S].
+        positions: position of each token among the real tokens of its row, int32 [R, S].
         length: number of slots written (padding included), int32 scalar.
     """
 
-    keys: Float[Array, "L B S H W"]
-    values: Float[Array, "L B S H W"]
-    mask: Bool[Array, "B S"]
+    keys: Any
+    values: Any
+    mask: Bool[Array, "R S"]
+    positions: Int[Array, "R S"]
     length: Int[Array, ""]
 
 
+Caches = Cache | tuple[Cache, ...] | None
+
+
+def caches_of(cache: Caches) -> tuple[Cache, ...]:
+    """The caches that there are, in the order of their tokens."""
+    if cache is None:
+        return ()
+    return (cache,) if isinstance(cache, Cache) else cache
+
+
 def new_cache(
-    keys: Float[Array, "L B N H W"], values: Float[Array, "L B N H W"], mask: Bool[Array, "B N"], slots: int
+    keys: Float[Array, "L R N H W"],
+    values: Float[Array, "L R N H W"],
+    mask: Bool[Array, "R N"],
+    slots: int,
+    storage: Storage = "computation",
 ) -> Cache:
     """A cache of `slots` slots whose first N hold the given keys and values (those of a prefilled prompt)."""
-    room = slots - mask.shape[1]
-    pad = ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))
-    return Cache(
-        keys=jnp.pad(keys, pad),
-        values=jnp.pad(values, pad),
-        mask=jnp.pad(mask, ((0, 0), (0, room))),
+    whole = Cache(
+        keys=stored(keys, storage),
+        values=stored(values, storage),
+        mask=mask,
+        positions=positions_of(mask),
         length=jnp.int32(mask.shape[1]),
     )
+    return with_room(whole, slots)
+
+
+def with_room(cache: Cache, slots: int) -> Cache:
+    """The cache with so many slots; the new ones are empty and stand behind those that it has."""
+
+    def fill(array: Array, axis: int) -> Array:
+        return jnp.pad(array, [(0, slots - size if place == axis else 0) for place, size in enumerate(array.shape)])
+
+    keys, values = (jax.tree.map(lambda leaf: fill(leaf, 2), part) for part in (cache.keys, cache.values))
+    return cache.replace(keys=keys, values=values, mask=fill(cache.mask, 1), positions=fill(cache.positions, 1))
 
 
 def write(
-    cache: Cache, keys: Float[Array, "L B N H W"], values: Float[Array, "L B N H W"], mask: Bool[Array, "B N"]
+    cache: Cache,
+    keys: Float[Array, "L B N H W"],
+    values: Float[Array, "L B N H W"],
+    mask: Bool[Array, "B N"],
+    before: Caches = None,
 ) -> Cache:
-    """The cache with N more tokens a row; slots beyond its size are not checked."""
-    start = cache.length
+    """The cache with N more tokens a row.
+
+    Single tokens (N = 1) may go on when it is full: they take the place of the oldest ones. More than fit are not
+    checked.
+
+    Args:
+        cache: of these rows.
+        keys: of the new tokens.
+        values: of the new tokens.
+        mask: True where a row has one.
+        before: caches of tokens that stand before those of this one.
+    """
+    start = cache.length % cache.mask.shape[1]
+    storage = "int8" if isinstance(cache.keys, Quantised) else "computation"
+
+    def put(old: Any, new: Array, axis: int = 2) -> Any:
+        return jax.tree.map(
+            lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis), old, new
+        )
+
     return Cache(
-        keys=jax.lax.dynamic_update_slice_in_dim(cache.keys, keys, start, axis=2),
-        values=jax.lax.dynamic_update_slice_in_dim(cache.values, values, start, axis=2),
-        mask=jax.lax.dynamic_update_slice_in_dim(cache.mask, mask, start, axis=1),
-        length=start + mask.shape[1],
+        keys=put(cache.keys, stored(keys, storage)),
+        values=put(cache.values, stored(values, storage)),
+        mask=put(cache.mask, mask, 1),
+        positions=put(cache.positions, positions_of(mask, (*caches_of(before), cache)), 1),
+        length=cache.length + mask.shape[1],
     )
 
 
-def positions_of(mask: Bool[Array, "B S"], cache: Cache | None = None) -> Int[Array, "B S"]:
+def positions_of(mask: Bool[Array, "B S"], cache: Caches = None) -> Int[Array, "B S"]:
     """Position of every token among the real tokens of its row, from 0; padding gets 0 or its neighbour's.
 
     Example:
@@ -70,9 +123,14 @@ def positions_of(mask: Bool[Array, "B S"], cache: Cache | None = None) -> Int[Ar
         [[0, 0, 1, 2]]
     """
     positions = jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1
-    if cache is not None:
-        positions = positions + cache.mask.sum(axis=-1, dtype=jnp.int32)[:, None]
+    for earlier in caches_of(cache):
+        positions = positions + _of_every_row(earlier.mask.sum(axis=-1, dtype=jnp.int32), len(mask))[:, None]
     return jnp.maximum(positions, 0)
+
+
+def _of_every_row(shared: Array, rows: int) -> Array:
+    """What rows share [R, ...], for each of them [B, ...]."""
+    return shared if len(shared) == rows else jnp.repeat(shared, rows // len(shared), axis=0)
 
 
 def positions_in_segments(segments: Int[Array, "B S"], mask: Bool[Array, "B S"]) -> Int[Array, "B S"]:
@@ -108,17 +166,15 @@ class Places(NamedTuple):
     segments: Int[Array, "B N"] | None = None
 
 
-def places_of(
-    mask: Bool[Array, "B N"], cache: Cache | None = None, segments: Int[Array, "B N"] | None = None
-) -> Places:
-    """Where the new tokens stand, after those of the cache if there is one.
+def places_of(mask: Bool[Array, "B N"], cache: Caches = None, segments: Int[Array, "B N"] | None = None) -> Places:
+    """Where the new tokens stand, after those of the caches if there are any.
 
     Example:
         >>> places = places_of(jnp.array([[False, True, True]]))
         >>> places.slots.tolist(), places.positions.tolist()
         ([[0, 1, 2]], [[0, 0, 1]])
     """
-    first = 0 if cache is None else cache.mask.shape[1]
+    first = sum(earlier.mask.shape[1] for earlier in caches_of(cache))
     slots = jnp.broadcast_to(first + jnp.arange(mask.shape[1], dtype=jnp.int32), mask.shape)
     positions = positions_of(mask, cache) if segments is None else positions_in_segments(segments, mask)
     return Places(mask=mask, slots=slots, positions=positions, segments=segments)
@@ -156,18 +212,19 @@ def sees(queries: Places, keys: Places, window: Int[Array, ""] | int | None = No
     return seen
 
 
-def visible(places: Places, cache: Cache | None = None, window: int | None = None) -> Bool[Array, "B N S"]:
-    """Which slots each new token attends to: those of the cache, if there is one, then the new ones.
+def visible(places: Places, cache: Caches = None, window: int | None = None) -> Bool[Array, "B N S"]:
+    """Which slots each new token attends to: those of the caches, if there are any, then the new ones.
 
     Args:
         places: where the new tokens stand; rows that follow a cache are not packed.
         cache: earlier tokens; all come before the new ones.
         window: see `sees`.
     """
-    if cache is None:
-        return sees(places, places, window)
-    earlier = places_of(cache.mask)
-    return sees(places, jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), earlier, places), window)
+    parts, rows = [], len(places.mask)
+    for one in caches_of(cache):
+        mask, positions = (_of_every_row(part, rows) for part in (one.mask, one.positions))
+        parts.append(Places(mask=mask, slots=jnp.zeros_like(positions), positions=positions))
+    return sees(places, jax.tree.map(lambda *each: jnp.concatenate(each, axis=1), *parts, places), window)
 
 
 def logits_of(
@@ -191,7 +248,7 @@ def attend(
     key: Float[Array, "B N H W"],
     value: Float[Array, "B N H W"],
     allowed: Bool[Array, "B N S"],
-    cached: tuple[Float[Array, "B C H W"], Float[Array, "B C H W"]] | None = None,
+    cached: tuple[tuple[Any, Any], ...] = (),
     scale: float | None = None,
     softcap: float | None = None,
 ) -> Float[Array, "B N Q W"]:
@@ -202,20 +259,45 @@ def attend(
         key: keys of the new tokens.
         value: values of the new tokens.
         allowed: from `visible`, S = C + N.
-        cached: keys and values of earlier tokens.
+        cached: keys and values [R, c, H, W] of earlier tokens, one pair a cache.
         scale: see `logits_of`.
         softcap: see `logits_of`.
 
     Returns:
         The attended values; softmax in at least float32. A row that is allowed nothing is finite and meaningless.
     """
-    new = key.shape[1]
-    # One softmax over the pieces: the cache is only read, never concatenated with the new keys.
-    pieces = [(key, value)] if cached is None else [cached, (key, value)]
+    # One softmax over the pieces: the caches are only read, never concatenated with the new keys.
+    pieces = (*cached, (key, value))
     query = rearrange(query, "b n (h g) w -> b n h g w", h=key.shape[2])
-    logits = jnp.concatenate([logits_of(query, keys, scale, softcap) for keys, _ in pieces], axis=-1)
+    logits = jnp.concatenate([_piece_logits(query, keys, scale, softcap) for keys, _ in pieces], axis=-1)
     logits = jnp.where(allowed[:, None, None], logits, jnp.finfo(logits.dtype).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    parts = jnp.split(weights, [weights.shape[-1] - new], axis=-1)[-len(pieces) :]
-    out = sum(jnp.einsum("bhgns,bshw->bnhgw", part, values) for part, (_, values) in zip(parts, pieces, strict=True))
+    weights = jax.nn.softmax(logits, axis=-1)
+    ends = np.cumsum([jax.tree.leaves(keys)[0].shape[1] for keys, _ in pieces])[:-1]
+    parts = jnp.split(weights, ends, axis=-1)
+    out = sum(_piece_values(part, values, value.dtype) for part, (_, values) in zip(parts, pieces, strict=True))
     return rearrange(out, "b n h g w -> b n (h g) w")
+
+
+def _piece_logits(
+    query: Float[Array, "B N H G W"], keys: Any, scale: float | None, softcap: float | None
+) -> Float[Array, "B H G N S"]:
+    """`logits_of` for keys that K rows share or that are quantised; keys that rows share are read once."""
+    numbers, factor = as_computed(keys, query.dtype)
+    rows = len(numbers)
+    folded = rearrange(query, "(r k) n h g w -> r (k n) h g w", r=rows)
+    if factor is None:
+        logits = logits_of(folded, numbers, scale, softcap)
+    else:
+        logits = logits_of(folded, numbers, scale, None) * rearrange(factor, "r s h 1 -> r h 1 1 s")
+        logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+    return rearrange(logits, "r h g (k n) s -> (r k) h g n s", n=query.shape[1])
+
+
+def _piece_values(weights: Float[Array, "B H G N S"], values: Any, dtype: jnp.dtype) -> Float[Array, "B N H G W"]:
+    """The weighted sum of values that K rows share or that are quantised."""
+    numbers, factor = as_computed(values, dtype)
+    folded = rearrange(weights, "(r k) h g n s -> r h g (k n) s", r=len(numbers))
+    if factor is not None:
+        folded = folded * rearrange(factor, "r s h 1 -> r h 1 1 s")
+    out = jnp.einsum("bhgns,bshw->bnhgw", folded.astype(dtype), numbers)
+    return rearrange(out, "r (k n) h g w -> (r k) n h g w", n=weights.shape[3])

@@ -100,6 +100,8 @@ class Linear(nn.Module):
         if self.use_bias:
             vector = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
             params["bias"] = self.param("bias", vector, (self.features,), config.param_dtype)
+        if self.has_variable("params", "kernel_scale"):  # see `quantised.stored_weights`
+            params["kernel_scale"] = self.get_variable("params", "kernel_scale")
         params = {name: leaf.astype(config.dtype) for name, leaf in params.items()}
         if x.ndim < 3 or x.shape[1] > 1:  # for one token a row it can be cheaper to send activations
             params["kernel"] = gather_width(params["kernel"], *self.axes)

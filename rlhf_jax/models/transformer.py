@@ -9,7 +9,7 @@ compilation does not grow with depth; whether a layer is local travels with it a
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from rlhf_jax.models.attention import Cache, Places, attend, lengths_of, places_of, visible
+from rlhf_jax.models.attention import Caches, Places, attend, caches_of, lengths_of, places_of, visible
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.experts import mixture
 from rlhf_jax.models.layers import Linear, Norm, Table, feed_forward
@@ -55,7 +55,7 @@ def _of_this_layer(kinds: tuple, is_local: Bool[Array, ""]):
 def _attention(
     config: ModelConfig,
     x: Float[Array, "B N D"],
-    cached: tuple[Float[Array, "B C H W"], Float[Array, "B C H W"]] | None,
+    cached: tuple[tuple[Any, Any], ...],
     is_local: Bool[Array, ""],
     allowed: Bool[Array, "B N S"] | Places,
     by: Rotation | None,
@@ -99,12 +99,12 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B N D"],
-        cached: tuple[Float[Array, "B C H W"], Float[Array, "B C H W"]] | None,
+        cached: tuple[tuple[Any, Any], ...],
         is_local: Bool[Array, ""],
         allowed: tuple[Bool[Array, "B N S"] | Places, ...],
         rotations: tuple[Rotation, ...],
     ):
-        """`cached`: this layer's part of the cache.
+        """`cached`: this layer's part of every cache, keys and values.
 
         `allowed`: which slots each new token attends to, those of the cache, then the new ones (only where the tokens
         stand, if attention is not the reference); `rotations`: the angles of the new tokens. Both have one entry for
@@ -141,7 +141,7 @@ class Transformer(nn.Module):
         self,
         tokens: Int[Array, "B N"] | Float[Array, "B N D"],
         mask: Bool[Array, "B N"],
-        cache: Cache | None = None,
+        cache: Caches = None,
         segments: Int[Array, "B N"] | None = None,
     ) -> Hidden:
         """See `apply_trunk`."""
@@ -172,12 +172,12 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast if cache is None else 0, 0, nn.broadcast, nn.broadcast),
+            in_axes=(0, 0, nn.broadcast, nn.broadcast),
             length=config.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
             data_transform=lambda params, keys: (on_device(params), keys),
         )(config, name="layers")
-        cached = None if cache is None else (cache.keys, cache.values)
+        cached = tuple((one.keys, one.values) for one in caches_of(cache))
         x, (keys, values) = layers(x, cached, jnp.array(config.is_local), allowed, rotations)
         return Hidden(final=Norm(config, name="final_norm")(x), residual=x, keys=keys, values=values)
 
@@ -202,7 +202,7 @@ def apply_trunk(
     params: Params,
     tokens: Int[Array, "B N"] | Float[Array, "B N D"],
     mask: Bool[Array, "B N"],
-    cache: Cache | None = None,
+    cache: Caches = None,
     segments: Int[Array, "B N"] | None = None,
 ) -> Hidden:
     """Runs the trunk on N tokens a row, after those in the cache if one is given.
@@ -218,7 +218,8 @@ def apply_trunk(
             take the place of rows of the table `embed`: what is done to rows (`embedding_scale`, learned positions) is
             done to them, and `params` need not have the table.
         mask: True on real tokens; padding may stand on either side and is never attended to.
-        cache: keys and values of earlier tokens; it is read, not changed (`attention.write` makes the next one).
+        cache: keys and values of earlier tokens, or several such; they are read, not changed (`attention.write` makes
+            the next one).
         segments: which of the sequences packed into its row a token belongs to, int32 [B, N]; equal numbers stand side
             by side. Attention stays within a segment, and positions start at 0 in each. None: a row is one sequence.
 
@@ -237,7 +238,7 @@ def apply_trunk(
         )
     if cache is not None and segments is not None:
         raise ValueError("packed rows (segments) cannot follow a cache; give one of the two.")
-    length = tokens.shape[1] if cache is None else cache.mask.shape[1]
+    length = sum(one.mask.shape[1] for one in caches_of(cache)) or tokens.shape[1]
     if length > config.context_length:
         raise ValueError(
             f"a sequence of {length} tokens does not fit the model's context of {config.context_length}; shorten it."

@@ -1,63 +1,63 @@
 """Responses from a policy, or from a mixture of two, in one compiled loop.
 
-The life of a token: the prompt is run once (prefill); its last state gives the first logits; a token is drawn with the
-key of its (sequence, position); only that token is run against the key-value cache; and so on until every row has drawn
-a stop token. Of several policies each has its cache, and all go on with the token that was drawn from their mixture.
-"""
+The life of a token: the prompt is run once (prefill), for all responses to it; its last state gives the first logits; a
+token is drawn with the key of its (sequence, position); only that token is run against the key-value caches, that of
+the prompt and that of the response; and so on until every row has drawn a stop token. Of several policies each has its
+caches, and all go on with the token that was drawn from their mixture.
 
-from collections.abc import Callable
+Here all rows draw the same position at the same time, and the cache of responses grows as they do, so that nobody reads
+room that no response has reached. `queue` draws a few responses at a time, for those of very unequal lengths.
+"""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rlhf_jax.models.attention import Cache, new_cache, write
+from rlhf_jax.models.attention import Cache, with_room, write
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.heads import unembed
-from rlhf_jax.models.transformer import Hidden, apply_trunk
-from rlhf_jax.sampling.filters import SamplingConfig, filter_logits
+from rlhf_jax.models.partitioning import parts_of
+from rlhf_jax.models.quantised import stored_weights
+from rlhf_jax.sampling.decoding import (
+    Mix,
+    blank_output,
+    check_room,
+    draw,
+    empty_cache,
+    ends,
+    last_states,
+    logits_of,
+    prefill,
+    read,
+    sequence_keys,
+)
+from rlhf_jax.sampling.filters import SamplingConfig
+from rlhf_jax.sampling.queue import draw_in_turns
 from rlhf_jax.types import Params, Prompts, Rollout
 
-
-def sequence_keys(key: Array, index: Int[Array, " B"]) -> Array:
-    """One key a sequence: `key` with the sequence's index in the data folded in."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
+FIRST_ROOM = 64
+"""Tokens that the cache of responses has room for at first; it doubles when they are drawn."""
 
 
-def draw(
-    logits: Float[Array, "B V"], keys: Array, position: Int[Array, ""], sampling: SamplingConfig
-) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
-    """One token a row, with its log-probability under the policy and under the sampling distribution.
+def repeat_prompts(prompts: Prompts, samples: int) -> Prompts:
+    """Every prompt `samples` times, one after the other, each with an index of its own, so that their samples differ.
 
-    The token is the argmax of filtered logits plus Gumbel noise from the row's key with the position folded in.
-
-    Args:
-        logits: raw logits of the policy, float32.
-        keys: one key a row.
-        position: index of the token in the response.
-        sampling: temperature and filters.
-
-    Returns:
-        Token ids int32 [B]; log-probabilities under the temperature-scaled unfiltered policy, float32 [B]; and under
-        the distribution that was sampled from, float32 [B].
+    Example:
+        >>> prompts = Prompts(tokens=jnp.ones((2, 1), int), mask=jnp.ones((2, 1), bool), index=jnp.array([0, 5]))
+        >>> repeat_prompts(prompts, 3).index.tolist()
+        [0, 1, 2, 15, 16, 17]
     """
-    filtered = filter_logits(logits, sampling)
-    token_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, position)
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:], logits.dtype))(token_keys)
-    token = jnp.argmax(filtered + noise, axis=-1).astype(jnp.int32)
-
-    def logprob(of: Float[Array, "B V"]) -> Float[Array, " B"]:
-        return jnp.take_along_axis(jax.nn.log_softmax(of, axis=-1), token[:, None], axis=-1)[:, 0]
-
-    policy_logprob = logprob(logits / sampling.logprob_temperature)
-    return token, policy_logprob, logprob(filtered) if sampling.filtered else policy_logprob
+    repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, samples, axis=0), prompts)
+    sample = jnp.tile(jnp.arange(samples, dtype=repeated.index.dtype), len(prompts.index))
+    return repeated.replace(index=repeated.index * samples + sample)
 
 
-def generate(config: ModelConfig, params: Params, prompts: Prompts, key: Array, sampling: SamplingConfig) -> Rollout:
-    """Samples one response a prompt.
+def generate(
+    config: ModelConfig, params: Params, prompts: Prompts, key: Array, sampling: SamplingConfig, samples: int = 1
+) -> Rollout:
+    """Samples responses, one or several a prompt.
 
-    A response depends on its prompt, its `prompts.index` and the key, not on the other rows, the amount of padding or
-    the number of devices (to the rounding of the matrix products).
+    A response depends on its prompt, its `prompts.index`, its number and the key, not on the other rows, the amount of
+    padding, how many are drawn at a time or the number of devices (to the rounding of the matrix products).
 
     Args:
         config: the policy's shape.
@@ -65,15 +65,16 @@ def generate(config: ModelConfig, params: Params, prompts: Prompts, key: Array, 
         prompts: left-padded prompts.
         key: a typed key; use another for each call.
         sampling: length, stop tokens, temperature and filters.
+        samples: K, responses a prompt, which follow each other. Each prompt is read once.
 
     Returns:
-        The rollout, responses padded to T = `sampling.max_new_tokens`.
+        The rollout of all responses, of `repeat_prompts(prompts, samples)`, padded to T = `sampling.max_new_tokens`.
 
     Raises:
         ValueError: prompt and response together exceed the model's context, or a stop or pad token is not in the
             vocabulary.
     """
-    return _decode(config, (params,), lambda logits: logits, prompts, key, sampling)
+    return _draw_all(config, (params,), lambda logits: logits, prompts, key, sampling, samples)
 
 
 def generate_mixture(
@@ -116,7 +117,7 @@ def generate_mixture(
         weight = jnp.asarray(eta, own.dtype)
         return (1.0 - weight) * own + weight * others  # the logarithms, up to a constant a row
 
-    return _decode(config, (params, other), mix, prompts, key, sampling)
+    return _draw_all(config, (params, other), mix, prompts, key, sampling)
 
 
 def check_eta(eta: Float[Array, ""] | float) -> None:
@@ -129,38 +130,45 @@ def check_eta(eta: Float[Array, ""] | float) -> None:
         raise ValueError(f"eta is {eta!r}; give the second policy a weight from 0 to 1.")
 
 
-def _decode(
+def _draw_all(
     config: ModelConfig,
     policies: tuple[Params, ...],
-    mix: Callable[..., Float[Array, "B V"]],
+    mix: Mix,
     prompts: Prompts,
     key: Array,
     sampling: SamplingConfig,
+    samples: int = 1,
 ) -> Rollout:
-    """The loop: `mix(*logits)` makes of each policy's logits, [B, V], those that a token is drawn from."""
-    batch, prompt_length = prompts.tokens.shape
-    most = sampling.max_new_tokens
-    _check_room(config, prompt_length, sampling)
-    keys = sequence_keys(key, prompts.index)
-    stops = jnp.array(sampling.stop_tokens, jnp.int32)
+    """All responses, at once or in turns."""
+    check_room(config, prompts.tokens.shape[1], sampling)
+    policies = tuple(stored_weights(params, sampling.weights) for params in policies)
+    repeated = prompts if samples == 1 else repeat_prompts(prompts, samples)
+    rows = len(repeated.index)
+    if parts_of("batch", len(prompts.index)) < parts_of("batch", rows):
+        prompts = repeated  # on a mesh that divides the responses but not the prompts
+    states, caches = prefill(config, policies, prompts, sampling)
+    keys = sequence_keys(key, repeated.index)
+    turns = sampling.slots is not None and sampling.slots < rows
+    decode = draw_in_turns if turns else _draw_together
+    finished, out = decode(config, policies, mix, states, caches, keys, sampling)
+    return Rollout(prompts=repeated, finished=finished, **out)
 
-    def read(tokens: Int[Array, "B N"], mask: Bool[Array, "B N"], caches: tuple[Cache | None, ...]):
-        """What each policy's trunk computes for the tokens."""
-        each = zip(policies, caches, strict=True)
-        return tuple(apply_trunk(config, params["trunk"], tokens, mask, cache) for params, cache in each)
 
-    blank = dict(
-        tokens=jnp.full((batch, most), sampling.pad_token, jnp.int32),
-        mask=jnp.zeros((batch, most), bool),
-        logprob=jnp.zeros((batch, most), jnp.float32),
-        sampling_logprob=jnp.zeros((batch, most), jnp.float32),
-    )
+def _draw_together(
+    config: ModelConfig,
+    policies: tuple[Params, ...],
+    mix: Mix,
+    states: tuple[Array, ...],
+    prompts: tuple[Cache, ...],
+    keys: Array,
+    sampling: SamplingConfig,
+) -> tuple[Bool[Array, " B"], dict[str, Array]]:
+    """The loop over positions, for all rows at once: which responses ended, and the fields of a `Rollout`."""
+    rows, most = len(keys), sampling.max_new_tokens
 
-    def take(position: Int[Array, ""], hidden: tuple[Hidden, ...], done: Bool[Array, " B"], out: dict):
+    def take(position: Int[Array, ""], states: tuple[Array, ...], done: Bool[Array, " B"], out: dict):
         """Draws the token at `position` for rows that are not done and writes it down."""
-        each = zip(policies, hidden, strict=True)
-        logits = mix(*(unembed(config, params, found.final[:, -1]) for params, found in each))
-        token, logprob, sampling_logprob = draw(logits, keys, position, sampling)
+        token, logprob, sampling_logprob = draw(logits_of(config, policies, states, mix), keys, position, sampling)
         token = jnp.where(done, sampling.pad_token, token)
         new = dict(
             tokens=token,
@@ -169,39 +177,24 @@ def _decode(
             sampling_logprob=jnp.where(done, 0.0, sampling_logprob),
         )
         out = {name: out[name].at[:, position].set(new[name].astype(out[name].dtype)) for name in out}
-        return token, done | (token[:, None] == stops[None]).any(axis=-1), out
-
-    def unfinished(carry) -> Bool[Array, ""]:
-        position, _, done, _, _ = carry
-        return (position < most) & ~done.all()
+        return token, done | ends(token, sampling), out
 
     def step(carry):
         position, token, done, caches, out = carry
         going = ~done[:, None]
-        hidden = read(token[:, None], going, caches)
-        each = zip(caches, hidden, strict=True)
-        caches = tuple(write(cache, found.keys, found.values, going) for cache, found in each)
-        token, done, out = take(position, hidden, done, out)
+        hidden = read(config, policies, token[:, None], going, tuple(zip(prompts, caches, strict=True)))
+        each = zip(caches, hidden, prompts, strict=True)
+        caches = tuple(write(cache, found.keys, found.values, going, before) for cache, found, before in each)
+        token, done, out = take(position, last_states(hidden), done, out)
         return position + 1, token, done, caches, out
 
-    start = jnp.int32(0)
-    hidden = read(prompts.tokens, prompts.mask, (None,) * len(policies))
-    caches = tuple(new_cache(found.keys, found.values, prompts.mask, prompt_length + most) for found in hidden)
-    token, done, out = take(start, hidden, jnp.zeros(batch, bool), blank)
-    _, _, done, _, out = jax.lax.while_loop(unfinished, step, (start + 1, token, done, caches, out))
-    return Rollout(prompts=prompts, finished=done, **out)
-
-
-def _check_room(config: ModelConfig, prompt_length: int, sampling: SamplingConfig) -> None:
-    """Refuses responses that do not fit behind the prompts, and tokens that the model does not know."""
-    most = sampling.max_new_tokens
-    if prompt_length + most > config.context_length:
-        raise ValueError(
-            f"prompts of {prompt_length} tokens and responses of {most} exceed the model's context of "
-            f"{config.context_length}; shorten one of them."
-        )
-    for token in (*sampling.stop_tokens, sampling.pad_token):
-        if not 0 <= token < config.vocab_size:
-            raise ValueError(
-                f"the stop or pad token {token} is not in the vocabulary of {config.vocab_size}; choose another."
-            )
+    repeated = tuple(jnp.repeat(state, rows // len(state), axis=0) for state in states)
+    token, done, out = take(jnp.int32(0), repeated, jnp.zeros(rows, bool), blank_output(rows, sampling))
+    room, caches = 0, tuple(empty_cache(prompt, rows, 0) for prompt in prompts)
+    carry = (jnp.int32(1), token, done, caches, out)
+    while room < most - 1:  # the last token is drawn and not run
+        room = min(most - 1, 2 * room or FIRST_ROOM)
+        position, token, done, caches, out = carry
+        carry = (position, token, done, tuple(with_room(cache, room) for cache in caches), out)
+        carry = jax.lax.while_loop(lambda carry, room=room: (carry[0] <= room) & ~carry[2].all(), step, carry)
+    return carry[2], carry[4]

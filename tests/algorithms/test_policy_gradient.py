@@ -12,13 +12,13 @@ import pytest
 from rlhf_jax.algorithms.methods import METHODS, method
 from rlhf_jax.algorithms.on_policy import check_kl
 from rlhf_jax.algorithms.policy_gradient import PolicyGradientConfig, policy_gradient
-from rlhf_jax.algorithms.rollouts import repeat_prompts, taken_scores
+from rlhf_jax.algorithms.rollouts import taken_scores
 from rlhf_jax.losses.kl import fixed_kl
 from rlhf_jax.models.adapters import AdapterConfig
 from rlhf_jax.models.heads import init_policy
 from rlhf_jax.parallel.mesh import MeshShape, make_mesh
 from rlhf_jax.sampling.filters import SamplingConfig
-from rlhf_jax.sampling.generate import generate
+from rlhf_jax.sampling.generate import generate, repeat_prompts
 from rlhf_jax.types import Prompts
 
 REWARDS = jnp.array([0.9, -1.6, 0.3, 2.5, -0.4, 0.0, 1.1, -2.2])

@@ -145,7 +145,7 @@ def test_attention_over_a_cache_and_new_tokens_equals_attention_over_all(heads, 
     )
     whole = jnp.asarray(slow_visible(MASK, None, None))[:, split:]
     allowed = jnp.concatenate([whole[..., :split], jnp.zeros((3, 6 - split, 2), bool), whole[..., split:]], axis=-1)
-    found = jax.jit(attend)(query[:, split:], key[:, split:], value[:, split:], allowed, cached)
+    found = jax.jit(attend)(query[:, split:], key[:, split:], value[:, split:], allowed, (cached,))
     expected = slow_attention(query, key, value, MASK)[:, split:]
     np.testing.assert_allclose(np.asarray(found)[MASK[:, split:]], expected[MASK[:, split:]], atol=1e-5)
 
@@ -156,7 +156,7 @@ def test_attention_keeps_float64(heads):
         allowed = jnp.asarray(slow_visible(MASK, None, None))
         plain = attend(query, key, value, allowed)
         cached = (key[:, :2], value[:, :2])
-        split = attend(query[:, 2:], key[:, 2:], value[:, 2:], allowed[:, 2:], cached)
+        split = attend(query[:, 2:], key[:, 2:], value[:, 2:], allowed[:, 2:], (cached,))
         assert plain.dtype == split.dtype == jnp.float64
         expected = slow_attention(query, key, value, MASK)
         np.testing.assert_allclose(np.asarray(plain)[MASK], expected[MASK], atol=1e-12)

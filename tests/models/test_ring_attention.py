@@ -34,7 +34,7 @@ def values_and_gradients(kind, query, key, value, weigh, window=None, packed=Fal
 
     def loss(query, key, value):
         if kind == "reference":
-            out = attend(query, key, value, visible(places, window=window), None, scale, softcap)
+            out = attend(query, key, value, visible(places, window=window), (), scale, softcap)
         else:
             limit = None if window is None else jnp.int32(window)
             out = ring_attend(query, key, value, places, limit, scale, softcap, block)

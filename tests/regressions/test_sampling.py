@@ -16,8 +16,9 @@ from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.heads import init_policy, response_logits, unembed
 from rlhf_jax.models.huggingface import load_config
 from rlhf_jax.models.transformer import apply_trunk
+from rlhf_jax.sampling.decoding import draw, sequence_keys
 from rlhf_jax.sampling.filters import SamplingConfig
-from rlhf_jax.sampling.generate import draw, generate, sequence_keys
+from rlhf_jax.sampling.generate import generate
 from rlhf_jax.types import Prompts
 
 CONFIG = ModelConfig(

@@ -9,9 +9,11 @@ import pytest
 
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.heads import init_policy, response_logits
+from rlhf_jax.sampling import decoding, queue
 from rlhf_jax.sampling import generate as generate_module
+from rlhf_jax.sampling.decoding import draw, sequence_keys
 from rlhf_jax.sampling.filters import SamplingConfig, filter_logits
-from rlhf_jax.sampling.generate import draw, generate, generate_mixture, sequence_keys
+from rlhf_jax.sampling.generate import generate, generate_mixture, repeat_prompts
 from rlhf_jax.types import Prompts
 
 CONFIG = ModelConfig(
@@ -98,8 +100,8 @@ def test_the_loop_stops_when_every_row_is_done(params, key, monkeypatch):
         jax.debug.callback(lambda: runs.append(1))
         return apply_trunk(*arguments)
 
-    apply_trunk = generate_module.apply_trunk
-    monkeypatch.setattr(generate_module, "apply_trunk", counting)
+    apply_trunk = decoding.apply_trunk
+    monkeypatch.setattr(decoding, "apply_trunk", counting)
     sampling = dataclasses.replace(SAMPLING, max_new_tokens=20, stop_tokens=tuple(range(10)))
     rollout = jax.block_until_ready(jax.jit(lambda: generate(CONFIG, params, PROMPTS, key, sampling))())
     jax.effects_barrier()
@@ -347,3 +349,74 @@ def test_prompts_and_responses_beyond_the_context_are_refused(params, key):
 def test_tokens_outside_the_vocabulary_are_refused(params, key, options):
     with pytest.raises(ValueError, match="not in the vocabulary of 20"):
         generate(CONFIG, params, PROMPTS, key, dataclasses.replace(SAMPLING, **options))
+
+
+# Several responses a prompt, growing room, and a queue
+
+
+def test_samples_of_one_prompt_are_those_of_the_prompt_repeated(params, key):
+    """Each prompt is read once, its cache shared; samples equal those of as many copies of the prompt."""
+    shared = jax.jit(generate, static_argnums=(0, 4, 5))(CONFIG, params, PROMPTS, key, SAMPLING, 3)
+    apart = sample(CONFIG, params, repeat_prompts(PROMPTS, 3), key, SAMPLING)
+    assert_same(shared, apart)
+    assert len({tuple(row) for row in np.asarray(shared.tokens[:3]).tolist()}) == 3
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_a_cache_that_grows_changes_no_sample(params, key, monkeypatch, local):
+    config = dataclasses.replace(CONFIG, window=4, local_layers=(True, False)) if local else CONFIG
+    whole = jax.jit(lambda: generate(config, params, PROMPTS, key, SAMPLING))()
+    monkeypatch.setattr(generate_module, "FIRST_ROOM", 2)
+    assert_same(jax.jit(lambda: generate(config, params, PROMPTS, key, SAMPLING))(), whole)
+
+
+@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize(("slots", "samples", "waiting"), [(3, 1, 16), (1, 1, 16), (5, 3, 2), (8, 1, 16)])
+def test_a_queue_draws_the_samples_of_a_batch(params, key, monkeypatch, slots, samples, waiting, local):
+    """Fewer slots than responses, free ones filled one or several at a time: not one sample differs."""
+    config = dataclasses.replace(CONFIG, window=4, local_layers=(True, False)) if local else CONFIG
+    monkeypatch.setattr(queue, "WAITING", waiting)
+    few = dataclasses.replace(SAMPLING, slots=slots)
+    together = jax.jit(lambda: generate(config, params, PROMPTS, key, SAMPLING, samples))()
+    in_turns = jax.jit(lambda: generate(config, params, PROMPTS, key, few, samples))()
+    assert_same(in_turns, together)
+    np.testing.assert_array_equal(in_turns.prompts.index, together.prompts.index)
+
+
+def test_a_queue_takes_about_as_many_steps_as_there_are_tokens_for_each_slot(params, key, monkeypatch):
+    """Steps of the loop are counted as they run; all at once takes as many steps as the longest response has tokens."""
+    steps, read = [], queue.read
+
+    def counting(*arguments):
+        jax.debug.callback(lambda: steps.append(1))
+        return read(*arguments)
+
+    monkeypatch.setattr(queue, "read", counting)
+    prompts, slots = prompts_of(ROWS * 4), 4
+    found = jax.jit(lambda: generate(CONFIG, params, prompts, key, dataclasses.replace(SAMPLING, slots=slots)))()
+    jax.effects_barrier()
+    total = int(found.mask.sum())
+    assert total / slots <= len(steps) <= total / slots + 2 * SAMPLING.max_new_tokens
+    batches = np.asarray(found.mask.sum(axis=1)).reshape(-1, slots).max(axis=1)  # each batch waits for its longest
+    assert len(steps) < batches.sum()
+
+
+@pytest.mark.parametrize("what", ["cache", "weights"])
+@pytest.mark.parametrize("storage", ["bfloat16", "int8"])
+def test_fewer_bits_change_log_probabilities_by_their_rounding(params, key, what, storage):
+    """Against the policy as it is trained: both keep about 8 bits, a relative 1/256 of the logits in each layer."""
+    narrow = dataclasses.replace(SAMPLING, stop_tokens=(), **{what: storage})
+    found = sample(CONFIG, params, PROMPTS, key, narrow)
+    logits = response_logits(CONFIG, params, found)
+    exact = jnp.take_along_axis(jax.nn.log_softmax(logits), found.tokens[..., None], axis=-1)[..., 0]
+    gap = np.abs(np.asarray(found.logprob - exact))
+    assert 0 < gap.max() < float(jnp.ptp(logits, axis=-1).max()) * CONFIG.layers / 256
+    if what == "cache":
+        assert gap[:, 0].max() < 1e-5  # the first token is drawn from what the prompt's forward pass computed
+
+
+def test_unknown_storage_and_no_slots_are_refused():
+    with pytest.raises(ValueError, match=r"SamplingConfig\.cache is 'int4'; it must be one of computation, bfloat16"):
+        dataclasses.replace(SAMPLING, cache="int4")
+    with pytest.raises(ValueError, match=r"SamplingConfig\.slots is 0; it must be None or at least 1"):
+        dataclasses.replace(SAMPLING, slots=0)

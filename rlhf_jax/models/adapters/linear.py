@@ -26,7 +26,8 @@ def adapted(x: Float[Array, "*batch I"], params: Params) -> Float[Array, "*batch
 
     Args:
         x: inputs, [..., I].
-        params: `{"kernel" [I, O], "bias"? [O], "adapter"?}`; kernel and bias in the dtype of `x`. An adapter may be in
+        params: `{"kernel" [I, O], "kernel_scale"? [O], "bias"? [O], "adapter"?}`; all but the adapter in the dtype of
+            `x`. A scale multiplies the outputs of the kernel, which is quantised then. An adapter may be in
             a wider one: its matrices are cast, but products with its multipliers, and the sums that are their
             gradients, are taken in at least float32, as bfloat16 knows no number between 1 and 1.0078.
 
@@ -44,6 +45,8 @@ def adapted(x: Float[Array, "*batch I"], params: Params) -> Float[Array, "*batch
     adapter = _cast(params.get("adapter", {}), wide(x))
     scaled = _times(x, adapter["input_scale"]) if "input_scale" in adapter else x
     y = scaled @ params["kernel"]
+    if "kernel_scale" in params:
+        y = y * _last_axis(params["kernel_scale"], y.ndim)
     if "a" in adapter:
         y = y + _through(_product(scaled, adapter["a"]), adapter) @ (adapter["scale"] * adapter["b"]).astype(x.dtype)
     if "reduce" in adapter:

@@ -1,0 +1,131 @@
+"""What all ways of drawing responses share: prompts are read, logits are made, and a token is drawn from them."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from rlhf_jax.models.attention import Cache, new_cache
+from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.heads import unembed
+from rlhf_jax.models.transformer import Hidden, apply_trunk
+from rlhf_jax.sampling.filters import SamplingConfig, filter_logits
+from rlhf_jax.types import Params, Prompts
+
+Mix = Callable[..., Float[Array, "B V"]]
+"""Makes of each policy's logits [B, V] those that a token is drawn from."""
+States = tuple[Float[Array, "B D"], ...]
+"""What each policy's trunk says of the next token."""
+
+
+def sequence_keys(key: Array, index: Int[Array, " B"]) -> Array:
+    """One key a sequence: `key` with the sequence's index in the data folded in."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
+
+
+def draw(
+    logits: Float[Array, "B V"], keys: Array, position: Int[Array, "*B"], sampling: SamplingConfig
+) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
+    """One token a row, with its log-probability under the policy and under the sampling distribution.
+
+    The token is the argmax of filtered logits plus Gumbel noise from the row's key with the position folded in.
+
+    Args:
+        logits: raw logits of the policy, float32.
+        keys: one key a row.
+        position: index of the token in its response: one of all rows, or one a row.
+        sampling: temperature and filters.
+
+    Returns:
+        Token ids int32 [B]; log-probabilities under the temperature-scaled unfiltered policy, float32 [B]; and under
+        the distribution that was sampled from, float32 [B].
+    """
+    filtered = filter_logits(logits, sampling)
+    token_keys = jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(position, keys.shape))
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:], logits.dtype))(token_keys)
+    token = jnp.argmax(filtered + noise, axis=-1).astype(jnp.int32)
+
+    def logprob(of: Float[Array, "B V"]) -> Float[Array, " B"]:
+        return jnp.take_along_axis(jax.nn.log_softmax(of, axis=-1), token[:, None], axis=-1)[:, 0]
+
+    policy_logprob = logprob(logits / sampling.logprob_temperature)
+    return token, policy_logprob, logprob(filtered) if sampling.filtered else policy_logprob
+
+
+def read(
+    config: ModelConfig,
+    policies: tuple[Params, ...],
+    tokens: Int[Array, "B N"],
+    mask: Bool[Array, "B N"],
+    caches: tuple[tuple[Cache, ...], ...],
+) -> tuple[Hidden, ...]:
+    """What each policy's trunk computes for the tokens, after those of its caches."""
+    each = zip(policies, caches, strict=True)
+    return tuple(apply_trunk(config, params["trunk"], tokens, mask, before or None) for params, before in each)
+
+
+def prefill(
+    config: ModelConfig, policies: tuple[Params, ...], prompts: Prompts, sampling: SamplingConfig
+) -> tuple[States, tuple[Cache, ...]]:
+    """Each policy's last state of every prompt, and its cache of the prompts."""
+    hidden = read(config, policies, prompts.tokens, prompts.mask, ((),) * len(policies))
+    width = prompts.tokens.shape[1]
+    caches = [new_cache(one.keys, one.values, prompts.mask, width, sampling.cache) for one in hidden]
+    return last_states(hidden), tuple(caches)
+
+
+def last_states(hidden: tuple[Hidden, ...]) -> States:
+    """The states that predict the token after the last one."""
+    return tuple(one.final[:, -1] for one in hidden)
+
+
+def empty_cache(of: Cache, rows: int, slots: int) -> Cache:
+    """A cache of so many rows and slots that holds nothing yet, kept as another one is."""
+
+    def blank(leaf: Array) -> Array:
+        return jnp.zeros((leaf.shape[0], rows, slots, *leaf.shape[3:]), leaf.dtype)
+
+    return Cache(
+        keys=jax.tree.map(blank, of.keys),
+        values=jax.tree.map(blank, of.values),
+        mask=jnp.zeros((rows, slots), bool),
+        positions=jnp.zeros((rows, slots), jnp.int32),
+        length=jnp.int32(0),
+    )
+
+
+def logits_of(config: ModelConfig, policies: tuple[Params, ...], states: States, mix: Mix) -> Float[Array, "B V"]:
+    """What the next token is drawn from."""
+    return mix(*(unembed(config, params, state) for params, state in zip(policies, states, strict=True)))
+
+
+def ends(tokens: Int[Array, " B"], sampling: SamplingConfig) -> Bool[Array, " B"]:
+    """Whether tokens end their responses."""
+    return (tokens[:, None] == jnp.array(sampling.stop_tokens, jnp.int32)[None]).any(axis=-1)
+
+
+def blank_output(rows: int, sampling: SamplingConfig) -> dict[str, Array]:
+    """Fields of a `Rollout` before anything is drawn."""
+    most = sampling.max_new_tokens
+    return dict(
+        tokens=jnp.full((rows, most), sampling.pad_token, jnp.int32),
+        mask=jnp.zeros((rows, most), bool),
+        logprob=jnp.zeros((rows, most), jnp.float32),
+        sampling_logprob=jnp.zeros((rows, most), jnp.float32),
+    )
+
+
+def check_room(config: ModelConfig, prompt_length: int, sampling: SamplingConfig) -> None:
+    """Refuses responses that do not fit behind the prompts, and tokens that the model does not know."""
+    most = sampling.max_new_tokens
+    if prompt_length + most > config.context_length:
+        raise ValueError(
+            f"prompts of {prompt_length} tokens and responses of {most} exceed the model's context of "
+            f"{config.context_length}; shorten one of them."
+        )
+    for token in (*sampling.stop_tokens, sampling.pad_token):
+        if not 0 <= token < config.vocab_size:
+            raise ValueError(
+                f"the stop or pad token {token} is not in the vocabulary of {config.vocab_size}; choose another."
+            )
