@@ -101,7 +101,7 @@ def write(
     start = cache.length % cache.mask.shape[1]
     storage = "int8" if isinstance(cache.keys, Quantised) else "computation"
 
-    def put(old: Any, new: Array, axis: int = 2) -> Any:
+    def put(old: Any, new: Any, axis: int = 2) -> Any:
         return jax.tree.map(
             lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis), old, new
         )

@@ -9,6 +9,7 @@ import pytest
 
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.heads import init_policy, response_logits
+from rlhf_jax.models.quantised import stored_weights
 from rlhf_jax.sampling import decoding, queue
 from rlhf_jax.sampling import generate as generate_module
 from rlhf_jax.sampling.decoding import draw, sequence_keys
@@ -401,22 +402,33 @@ def test_a_queue_takes_about_as_many_steps_as_there_are_tokens_for_each_slot(par
     assert len(steps) < batches.sum()
 
 
-@pytest.mark.parametrize("what", ["cache", "weights"])
 @pytest.mark.parametrize("storage", ["bfloat16", "int8"])
-def test_fewer_bits_change_log_probabilities_by_their_rounding(params, key, what, storage):
+def test_a_cache_in_fewer_bits_changes_log_probabilities_by_its_rounding(params, key, storage):
     """Against the policy as it is trained: both keep about 8 bits, a relative 1/256 of the logits in each layer."""
-    narrow = dataclasses.replace(SAMPLING, stop_tokens=(), **{what: storage})
+    narrow = dataclasses.replace(SAMPLING, stop_tokens=(), cache=storage)
     found = sample(CONFIG, params, PROMPTS, key, narrow)
-    logits = response_logits(CONFIG, params, found)
-    exact = jnp.take_along_axis(jax.nn.log_softmax(logits), found.tokens[..., None], axis=-1)[..., 0]
+    exact, logits = logprob_under(params, found)
     gap = np.abs(np.asarray(found.logprob - exact))
     assert 0 < gap.max() < float(jnp.ptp(logits, axis=-1).max()) * CONFIG.layers / 256
-    if what == "cache":
-        assert gap[:, 0].max() < 1e-5  # the first token is drawn from what the prompt's forward pass computed
+    assert gap[:, 0].max() < 1e-5  # the first token is drawn from what the prompt's forward pass computed
 
 
-def test_unknown_storage_and_no_slots_are_refused():
-    with pytest.raises(ValueError, match=r"SamplingConfig\.cache is 'int4'; it must be one of computation, bfloat16"):
-        dataclasses.replace(SAMPLING, cache="int4")
+@pytest.mark.parametrize("storage", ["bfloat16", "int8"])
+def test_weights_in_fewer_bits_draw_from_the_rounded_policy(params, key, storage):
+    found = sample(CONFIG, params, PROMPTS, key, dataclasses.replace(SAMPLING, weights=storage))
+    rounded = jax.jit(stored_weights, static_argnums=1)(params, storage)
+    own, trained = (np.asarray(logprob_under(policy, found)[0]) for policy in (rounded, params))
+    mask = np.asarray(found.mask)
+    np.testing.assert_allclose(np.asarray(found.logprob)[mask], own[mask], atol=2e-5)
+    assert np.abs(own - trained)[mask].max() > 1e-3  # which is another policy than the one that is trained
+
+
+def logprob_under(policy, found):
+    """Log-probabilities of a rollout's tokens by one forward pass, and its logits."""
+    logits = jax.jit(response_logits, static_argnums=0)(CONFIG, policy, found)
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), found.tokens[..., None], axis=-1)[..., 0], logits
+
+
+def test_no_slots_are_refused():
     with pytest.raises(ValueError, match=r"SamplingConfig\.slots is 0; it must be None or at least 1"):
         dataclasses.replace(SAMPLING, slots=0)
