@@ -26,8 +26,8 @@ class Cache:
     """Keys and values of the tokens seen so far.
 
     Attributes:
-        keys: [L, R, S, key-value heads, head width]; or `Quantised`. R is the number of rows B, or B / K
-            where K rows that follow each other share these tokens.
+        keys: [L, R, key-value heads, S, head width], or `Quantised`. R is the number of rows B, or B / K where K rows
+            that follow each other share these tokens. Heads come first, as products are taken head by head.
         values: the same shape.
         mask: True on slots that hold a real token, bool [R, S].
         positions: position of each token among the real tokens of its row, int32 [R, S].
@@ -60,8 +60,8 @@ def new_cache(
 ) -> Cache:
     """A cache of `slots` slots whose first N hold the given keys and values (those of a prefilled prompt)."""
     whole = Cache(
-        keys=stored(keys, storage),
-        values=stored(values, storage),
+        keys=stored(_by_head(keys), storage),
+        values=stored(_by_head(values), storage),
         mask=mask,
         positions=positions_of(mask),
         length=jnp.int32(mask.shape[1]),
@@ -75,7 +75,7 @@ def with_room(cache: Cache, slots: int) -> Cache:
     def fill(array: Array, axis: int) -> Array:
         return jnp.pad(array, [(0, slots - size if place == axis else 0) for place, size in enumerate(array.shape)])
 
-    keys, values = (jax.tree.map(lambda leaf: fill(leaf, 2), part) for part in (cache.keys, cache.values))
+    keys, values = (jax.tree.map(lambda leaf: fill(leaf, 3), part) for part in (cache.keys, cache.values))
     return cache.replace(keys=keys, values=values, mask=fill(cache.mask, 1), positions=fill(cache.positions, 1))
 
 
@@ -101,18 +101,22 @@ def write(
     start = cache.length % cache.mask.shape[1]
     storage = "int8" if isinstance(cache.keys, Quantised) else "computation"
 
-    def put(old: Any, new: Any, axis: int = 2) -> Any:
+    def put(old: Any, new: Any, axis: int = 3) -> Any:
         return jax.tree.map(
             lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis), old, new
         )
 
     return Cache(
-        keys=put(cache.keys, stored(keys, storage)),
-        values=put(cache.values, stored(values, storage)),
+        keys=put(cache.keys, stored(_by_head(keys), storage)),
+        values=put(cache.values, stored(_by_head(values), storage)),
         mask=put(cache.mask, mask, 1),
         positions=put(cache.positions, positions_of(mask, (*caches_of(before), cache)), 1),
         length=cache.length + mask.shape[1],
     )
+
+
+def _by_head(tokens: Float[Array, "L R N H W"]) -> Float[Array, "L R H N W"]:
+    return rearrange(tokens, "l r n h w -> l r h n w")
 
 
 def positions_of(mask: Bool[Array, "B S"], cache: Caches = None) -> Int[Array, "B S"]:
@@ -228,7 +232,7 @@ def visible(places: Places, cache: Caches = None, window: int | None = None) -> 
 
 
 def logits_of(
-    query: Float[Array, "B N H G W"], key: Float[Array, "B S H W"], scale: float | None, softcap: float | None
+    query: Float[Array, "B H G N W"], key: Float[Array, "B H S W"], scale: float | None, softcap: float | None
 ) -> Float[Array, "B H G N S"]:
     """The logits of attention in at least float32, hidden keys included.
 
@@ -238,7 +242,7 @@ def logits_of(
         scale: multiplies the products of queries and keys; None: W ** -0.5.
         softcap: c in c tanh(logits / c), applied to the scaled logits; None: none.
     """
-    products = jnp.einsum("bnhgw,bshw->bhgns", query, key, preferred_element_type=wide(query))
+    products = jnp.einsum("bhgnw,bhsw->bhgns", query, key, preferred_element_type=wide(query))
     logits = products * (query.shape[-1] ** -0.5 if scale is None else scale)
     return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
@@ -259,7 +263,7 @@ def attend(
         key: keys of the new tokens.
         value: values of the new tokens.
         allowed: from `visible`, S = C + N.
-        cached: keys and values [R, c, H, W] of earlier tokens, one pair a cache.
+        cached: keys and values [R, H, c, W] of earlier tokens, one pair a cache.
         scale: see `logits_of`.
         softcap: see `logits_of`.
 
@@ -267,37 +271,36 @@ def attend(
         The attended values; softmax in at least float32. A row that is allowed nothing is finite and meaningless.
     """
     # One softmax over the pieces: the caches are only read, never concatenated with the new keys.
-    pieces = (*cached, (key, value))
-    query = rearrange(query, "b n (h g) w -> b n h g w", h=key.shape[2])
+    query = rearrange(query, "b n (h g) w -> b h g n w", h=key.shape[2])
+    new = (rearrange(part, "b n h w -> b h n w") for part in (key, value))
+    pieces = (*cached, tuple(new))
     logits = jnp.concatenate([_piece_logits(query, keys, scale, softcap) for keys, _ in pieces], axis=-1)
     logits = jnp.where(allowed[:, None, None], logits, jnp.finfo(logits.dtype).min)
     weights = jax.nn.softmax(logits, axis=-1)
-    ends = np.cumsum([jax.tree.leaves(keys)[0].shape[1] for keys, _ in pieces])[:-1]
+    ends = np.cumsum([jax.tree.leaves(keys)[0].shape[2] for keys, _ in pieces])[:-1]
     parts = jnp.split(weights, ends, axis=-1)
     out = sum(_piece_values(part, values, value.dtype) for part, (_, values) in zip(parts, pieces, strict=True))
-    return rearrange(out, "b n h g w -> b n (h g) w")
+    return rearrange(out, "b h g n w -> b n (h g) w")
 
 
 def _piece_logits(
-    query: Float[Array, "B N H G W"], keys: Any, scale: float | None, softcap: float | None
+    query: Float[Array, "B H G N W"], keys: Any, scale: float | None, softcap: float | None
 ) -> Float[Array, "B H G N S"]:
     """`logits_of` for keys that K rows share or that are quantised; keys that rows share are read once."""
     numbers, factor = as_computed(keys, query.dtype)
-    rows = len(numbers)
-    folded = rearrange(query, "(r k) n h g w -> r (k n) h g w", r=rows)
-    if factor is None:
-        logits = logits_of(folded, numbers, scale, softcap)
-    else:
-        logits = logits_of(folded, numbers, scale, None) * rearrange(factor, "r s h 1 -> r h 1 1 s")
+    folded = rearrange(query, "(r k) h g n w -> r h g (k n) w", r=len(numbers))
+    logits = logits_of(folded, numbers, scale, None if factor is not None else softcap)
+    if factor is not None:
+        logits = logits * rearrange(factor, "r h s 1 -> r h 1 1 s")
         logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
-    return rearrange(logits, "r h g (k n) s -> (r k) h g n s", n=query.shape[1])
+    return rearrange(logits, "r h g (k n) s -> (r k) h g n s", n=query.shape[3])
 
 
-def _piece_values(weights: Float[Array, "B H G N S"], values: Any, dtype: jnp.dtype) -> Float[Array, "B N H G W"]:
+def _piece_values(weights: Float[Array, "B H G N S"], values: Any, dtype: jnp.dtype) -> Float[Array, "B H G N W"]:
     """The weighted sum of values that K rows share or that are quantised."""
     numbers, factor = as_computed(values, dtype)
     folded = rearrange(weights, "(r k) h g n s -> r h g (k n) s", r=len(numbers))
     if factor is not None:
-        folded = folded * rearrange(factor, "r s h 1 -> r h 1 1 s")
-    out = jnp.einsum("bhgns,bshw->bnhgw", folded.astype(dtype), numbers)
-    return rearrange(out, "r (k n) h g w -> (r k) n h g w", n=weights.shape[3])
+        folded = folded * rearrange(factor, "r h s 1 -> r h 1 1 s")
+    out = jnp.einsum("bhgns,bhsw->bhgnw", folded.astype(dtype), numbers)
+    return rearrange(out, "r h g (k n) w -> (r k) h g n w", n=weights.shape[3])

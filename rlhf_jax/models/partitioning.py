@@ -81,6 +81,12 @@ def mesh_sizes() -> dict[str, int]:
     }
 
 
+def platform() -> str:
+    """What kind of devices a program is for: those of the mesh that is set, or else JAX's default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def divided(names: Sequence[str | None], shape: Sequence[int]) -> tuple[str | None, ...]:
     """The names of the axes that the mesh that is set divides, and None for those that it does not.
 

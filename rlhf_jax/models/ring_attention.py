@@ -19,7 +19,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from rlhf_jax.models.attention import Places, logits_of, sees
-from rlhf_jax.models.partitioning import axes_of, divided, mesh_sizes
+from rlhf_jax.models.partitioning import axes_of, divided, mesh_sizes, platform
 from rlhf_jax.models.shares import on_shares
 from rlhf_jax.types import wide
 
@@ -36,8 +36,8 @@ class Options(NamedTuple):
 class Block(NamedTuple):
     """Keys, their values and where they stand."""
 
-    key: Float[Array, "*blocks B S H W"]
-    value: Float[Array, "*blocks B S H W"]
+    key: Float[Array, "*blocks B H S W"]
+    value: Float[Array, "*blocks B H S W"]
     places: Places
 
 
@@ -74,13 +74,20 @@ def ring_attend(
     ring = next(iter(axes_of(tokens[1], sizes)), None)
     options = Options(scale, softcap, ring, sizes.get(ring, 1))
 
-    def on_this_device(query, key, value, places, window):
+    def attend_rows(query, key, value, places, window):
         # What depends on places alone would be taken out of a loop over layers and stored: masks of N² tokens.
         places, _ = jax.lax.optimization_barrier((places, jax.lax.stop_gradient(key)))
         blocks = _in_blocks(Block(key, value, places), min(block, key.shape[1]))
-        grouped = rearrange(query, "b n (h g) w -> b n h g w", h=key.shape[2])
+        grouped = rearrange(query, "b n (h g) w -> b h g n w", h=key.shape[2])
         out = _attend(options, grouped, blocks.key, blocks.value, places, blocks.places, window)
         return rearrange(out, "b h g n w -> b n (h g) w").astype(query.dtype)
+
+    def on_this_device(query, key, value, places, window):
+        if options.devices > 1 or platform() != "cpu":
+            return attend_rows(query, key, value, places, window)
+        # One row after the other, whose products stay in the cache of a core.
+        rows = jax.tree.map(lambda leaf: leaf[:, None], (query, key, value, places))
+        return jax.lax.map(lambda row: attend_rows(*row, window), rows)[:, 0]
 
     return on_shares(on_this_device, (heads, heads, heads, tokens, ()), heads)(query, key, value, places, window)
 
@@ -91,7 +98,8 @@ def _in_blocks(whole: Block, size: int) -> Block:
     def cut(leaf: Array) -> Array:
         rest = -leaf.shape[1] % size
         filled = jnp.pad(leaf, ((0, 0), (0, rest), *((0, 0),) * (leaf.ndim - 2)))
-        return rearrange(filled, "b (m s) ... -> m b s ...", s=size)
+        order = "b (m s) h w -> m b h s w" if leaf.ndim == 4 else "b (m s) -> m b s"
+        return rearrange(filled, order, s=size)
 
     return jax.tree.map(cut, whole)
 
@@ -130,8 +138,8 @@ def _seen_logits(options, query, block: Block, query_places: Places, window) -> 
     return jnp.where(seen, logits, jnp.finfo(logits.dtype).min), seen
 
 
-def _weighted(weights: Float[Array, "B H G N S"], value: Float[Array, "B S H W"]) -> Float[Array, "B H G N W"]:
-    return jnp.einsum("bhgns,bshw->bhgnw", weights.astype(value.dtype), value, preferred_element_type=weights.dtype)
+def _weighted(weights: Float[Array, "B H G N S"], value: Float[Array, "B H S W"]) -> Float[Array, "B H G N W"]:
+    return jnp.einsum("bhgns,bhsw->bhgnw", weights.astype(value.dtype), value, preferred_element_type=weights.dtype)
 
 
 def _forward(options, query, key, value, query_places, key_places, window) -> tuple:
@@ -144,7 +152,7 @@ def _forward(options, query, key, value, query_places, key_places, window) -> tu
         total = total * shrink + weights.sum(axis=-1)
         return (higher, total, weighted * shrink[..., None] + _weighted(weights, block.value)), sums
 
-    zeros = jnp.zeros_like(rearrange(query, "b n h g w -> b h g n w"), wide(query))
+    zeros = jnp.zeros_like(query, wide(query))
     start = (jnp.full_like(zeros[..., 0], jnp.finfo(zeros.dtype).min), zeros[..., 0], zeros)
     (highest, total, weighted), _ = _around(options, visit, start, Block(key, value, key_places))
     out = weighted / jnp.where(total > 0, total, 1.0)[..., None]

@@ -12,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.models.attention import Places
-from rlhf_jax.models.partitioning import divided, mesh_sizes
+from rlhf_jax.models.partitioning import divided, mesh_sizes, platform
 from rlhf_jax.models.shares import on_shares
 
 BLOCKS = (512, 256, 128)
@@ -56,9 +56,9 @@ def splash_attend(
         ValueError: the tokens of a row are split over devices, the width of a head does not suit the kernel, or the
             devices are neither TPUs nor CPUs.
     """
-    platform, sequence = _platform(), mesh_sizes().get("sequence", 1)
-    if platform not in ("tpu", "cpu"):
-        raise ValueError(f'attention "splash" is a kernel for TPUs, but the devices are {platform}s: choose "ring".')
+    devices, sequence = platform(), mesh_sizes().get("sequence", 1)
+    if devices not in ("tpu", "cpu"):
+        raise ValueError(f'attention "splash" is a kernel for TPUs, but the devices are {devices}s: choose "ring".')
     if sequence > 1:
         raise ValueError(
             f'attention "splash" needs all tokens of a row on one device, but the mesh has sequence={sequence}: '
@@ -75,7 +75,7 @@ def splash_attend(
     (rows,), (heads,) = divided(("batch",), query.shape[:1]), divided(("heads",), key.shape[2:3])
 
     def on_this_device(query, key, value, segments, is_local):
-        kernels = [_kernel(query.shape, window, softcap, platform == "cpu") for window in windows]
+        kernels = [_kernel(query.shape, window, softcap, devices == "cpu") for window in windows]
         arrays = [rearrange(_filled(array), "b n h w -> b h n w") for array in (query, key, value)]
         arguments = (*arrays, _filled(segments, jnp.iinfo(segments.dtype).min))
         if len(kernels) == 1:
@@ -89,12 +89,6 @@ def splash_attend(
     attend = on_shares(on_this_device, (axes, axes, axes, (rows, None), ()), axes, check_vma=False)
     scaled = query * jnp.asarray(width**-0.5 if scale is None else scale, query.dtype)
     return attend(scaled, key, value, segments, is_local)
-
-
-def _platform() -> str:
-    """What kind of devices the program is for: those of the mesh that is set, or else JAX's default."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
 
 
 def _filled(array: Array, value: int = 0) -> Array:

@@ -84,7 +84,8 @@ def empty_cache(of: Cache, rows: int, slots: int) -> Cache:
     """A cache of so many rows and slots that holds nothing yet, kept as another one is."""
 
     def blank(leaf: Array) -> Array:
-        return jnp.zeros((leaf.shape[0], rows, slots, *leaf.shape[3:]), leaf.dtype)
+        layers, _, heads, _, width = leaf.shape
+        return jnp.zeros((layers, rows, heads, slots, width), leaf.dtype)
 
     return Cache(
         keys=jax.tree.map(blank, of.keys),
