@@ -6,6 +6,7 @@
 import dataclasses
 from typing import Literal
 
+Attention = Literal["auto", "reference", "rows", "ring", "splash", "cudnn"]
 Remat = Literal["none", "dots", "projections", "full", "projections_on_host", "full_on_host"]
 
 
@@ -109,10 +110,11 @@ class ModelConfig:
         local_layers: one bool a layer, True where attention is local; empty: all, if there is a window.
         query_scale: multiplies attention logits; None means `head_size ** -0.5`.
         attention_softcap: c in c tanh(logits / c) of attention; None: none.
-        attention: how it is computed, never what: "reference" (all products of queries and keys at once), "ring"
-            (`attention_block` keys at a time, which travel round the devices of the mesh's `sequence` axis; for long
-            contexts; with `remat` "dots" its products are kept after all) or "splash" (the kernel for TPUs). Tokens
-            that follow a cache always take "reference".
+        attention: how it is computed, never what: "reference" (all products of queries and keys at once), "rows" (one
+            row after the other, for CPUs), "ring" (`attention_block` keys at a time, which travel round the devices of
+            the mesh's `sequence` axis; for long contexts; with `remat` "dots" its products are kept after all),
+            "splash" (the kernel for TPUs), "cudnn" (that for GPUs), or "auto", see `attention_choice`. Tokens that
+            follow a cache always take "reference".
         attention_block: keys that "ring" looks at in one step, in tokens.
         logit_softcap: the same for token logits.
         query_key_norm: "none", "head" (a norm over each head; Qwen3, Gemma 3) or "projection" (over all heads at
@@ -165,7 +167,7 @@ class ModelConfig:
     local_layers: tuple[bool, ...] = ()
     query_scale: float | None = None
     attention_softcap: float | None = None
-    attention: Literal["reference", "ring", "splash"] = "reference"
+    attention: Attention = "auto"
     attention_block: int = 512
     logit_softcap: float | None = None
     query_key_norm: Literal["none", "head", "projection"] = "none"

@@ -19,7 +19,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from rlhf_jax.models.attention import Places, logits_of, sees
-from rlhf_jax.models.partitioning import axes_of, divided, mesh_sizes, platform
+from rlhf_jax.models.partitioning import axes_of, divided, mesh_sizes
 from rlhf_jax.models.shares import on_shares
 from rlhf_jax.types import wide
 
@@ -74,20 +74,13 @@ def ring_attend(
     ring = next(iter(axes_of(tokens[1], sizes)), None)
     options = Options(scale, softcap, ring, sizes.get(ring, 1))
 
-    def attend_rows(query, key, value, places, window):
+    def on_this_device(query, key, value, places, window):
         # What depends on places alone would be taken out of a loop over layers and stored: masks of N² tokens.
         places, _ = jax.lax.optimization_barrier((places, jax.lax.stop_gradient(key)))
         blocks = _in_blocks(Block(key, value, places), min(block, key.shape[1]))
         grouped = rearrange(query, "b n (h g) w -> b h g n w", h=key.shape[2])
         out = _attend(options, grouped, blocks.key, blocks.value, places, blocks.places, window)
         return rearrange(out, "b h g n w -> b n (h g) w").astype(query.dtype)
-
-    def on_this_device(query, key, value, places, window):
-        if options.devices > 1 or platform() != "cpu":
-            return attend_rows(query, key, value, places, window)
-        # One row after the other, whose products stay in the cache of a core.
-        rows = jax.tree.map(lambda leaf: leaf[:, None], (query, key, value, places))
-        return jax.lax.map(lambda row: attend_rows(*row, window), rows)[:, 0]
 
     return on_shares(on_this_device, (heads, heads, heads, tokens, ()), heads)(query, key, value, places, window)
 

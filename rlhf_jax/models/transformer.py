@@ -18,13 +18,16 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.models.attention import Caches, Places, attend, caches_of, lengths_of, places_of, visible
+from rlhf_jax.models.attention_choice import chosen_attention
 from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.cudnn_attention import cudnn_attend, moved_left
 from rlhf_jax.models.experts import mixture
 from rlhf_jax.models.layers import Linear, Norm, Table, feed_forward
 from rlhf_jax.models.memory import named_input, on_device, remat_policy
 from rlhf_jax.models.partitioning import constrain
 from rlhf_jax.models.ring_attention import ring_attend
 from rlhf_jax.models.rope import Rotation, rotate, rotation
+from rlhf_jax.models.row_attention import row_attend
 from rlhf_jax.models.splash_attention import splash_attend
 from rlhf_jax.types import Params, wide
 
@@ -78,12 +81,16 @@ def _attention(
     query, key = heads("query", config.heads), heads("key", config.key_value_heads)
     value = heads("value", config.key_value_heads)
     scaling = dict(scale=config.query_scale, softcap=config.attention_softcap)
+    window = None if config.window is None else jnp.where(is_local, config.window, config.context_length)
+    windows = tuple(config.window if kind else None for kind in sorted(set(config.is_local)))
     if config.attention == "ring":
-        window = None if config.window is None else jnp.where(is_local, config.window, config.context_length)
         attended = ring_attend(query, key, value, allowed, window, block=config.attention_block, **scaling)
+    elif config.attention == "rows":
+        attended = row_attend(query, key, value, allowed, window, **scaling)
     elif config.attention == "splash":
-        windows = tuple(config.window if kind else None for kind in sorted(set(config.is_local)))
         attended = splash_attend(query, key, value, allowed, windows, is_local, **scaling)
+    elif config.attention == "cudnn":
+        attended = cudnn_attend(query, key, value, allowed, windows, is_local, config.query_scale)
     else:
         attended = attend(query, key, value, allowed, cached, **scaling)
     output = Linear(config, config.width, ("heads", "width"), config.attention_output_bias, name="output")
@@ -145,7 +152,11 @@ class Transformer(nn.Module):
         segments: Int[Array, "B N"] | None = None,
     ) -> Hidden:
         """See `apply_trunk`."""
-        config = self.config if cache is None else dataclasses.replace(self.config, attention="reference")
+        kind = chosen_attention(self.config, tokens.shape[1], segments is not None) if cache is None else "reference"
+        config = dataclasses.replace(self.config, attention=kind)
+        if kind == "cudnn":  # the kernel takes rows that begin with their first token
+            starts = jnp.argmax(mask, axis=1)
+            tokens, mask = moved_left(tokens, starts), moved_left(mask, starts)
         places = places_of(mask, cache, segments)
         positions = places.positions
         if _are_embeddings(tokens):
@@ -179,7 +190,10 @@ class Transformer(nn.Module):
         )(config, name="layers")
         cached = tuple((one.keys, one.values) for one in caches_of(cache))
         x, (keys, values) = layers(x, cached, jnp.array(config.is_local), allowed, rotations)
-        return Hidden(final=Norm(config, name="final_norm")(x), residual=x, keys=keys, values=values)
+        hidden = Hidden(final=Norm(config, name="final_norm")(x), residual=x, keys=keys, values=values)
+        if kind != "cudnn":
+            return hidden
+        return Hidden(*(moved_left(part, -starts, axis) for part, axis in zip(hidden, (0, 0, 1, 1), strict=True)))
 
 
 def _boxed(config: ModelConfig, key: Array) -> Params:

@@ -44,13 +44,25 @@ def draw(
     filtered = filter_logits(logits, sampling)
     token_keys = jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(position, keys.shape))
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:], logits.dtype))(token_keys)
-    token = jnp.argmax(filtered + noise, axis=-1).astype(jnp.int32)
+    token = first_largest(filtered + noise)
 
     def logprob(of: Float[Array, "B V"]) -> Float[Array, " B"]:
-        return jnp.take_along_axis(jax.nn.log_softmax(of, axis=-1), token[:, None], axis=-1)[:, 0]
+        return jnp.take_along_axis(of, token[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(of, axis=-1)
 
     policy_logprob = logprob(logits / sampling.logprob_temperature)
     return token, policy_logprob, logprob(filtered) if sampling.filtered else policy_logprob
+
+
+def first_largest(scores: Float[Array, "B V"]) -> Int[Array, " B"]:
+    """`jnp.argmax(scores, axis=-1)` of finite scores, several times as fast on a CPU: two plain reductions.
+
+    Example:
+        >>> first_largest(jnp.array([[0.0, 2.0, 2.0], [3.0, 1.0, -jnp.inf]])).tolist()
+        [1, 0]
+    """
+    places = jnp.arange(scores.shape[-1], dtype=jnp.int32)[None]
+    largest = jnp.where(scores == scores.max(axis=-1, keepdims=True), places, places[:, -1:])
+    return largest.min(axis=-1)
 
 
 def read(

@@ -19,6 +19,7 @@ from rlhf_jax.models.attention import (
     visible,
     write,
 )
+from rlhf_jax.models.quantised import quantise
 
 
 def slow_attention(query, key, value, mask, scale=None, softcap=None):
@@ -139,10 +140,7 @@ def test_attention_equals_a_slow_loop_where_tokens_are_real(heads, key_value_hea
 def test_attention_over_a_cache_and_new_tokens_equals_attention_over_all(heads, split):
     query, key, value = heads
     room = ((0, 0), (0, 2), (0, 0), (0, 0))
-    cached = (
-        jnp.pad(key[:, :split], room, constant_values=9.0),
-        jnp.pad(value[:, :split], room, constant_values=9.0),
-    )
+    cached = tuple(jnp.swapaxes(jnp.pad(part[:, :split], room, constant_values=9.0), 1, 2) for part in (key, value))
     whole = jnp.asarray(slow_visible(MASK, None, None))[:, split:]
     allowed = jnp.concatenate([whole[..., :split], jnp.zeros((3, 6 - split, 2), bool), whole[..., split:]], axis=-1)
     found = jax.jit(attend)(query[:, split:], key[:, split:], value[:, split:], allowed, (cached,))
@@ -155,7 +153,7 @@ def test_attention_keeps_float64(heads):
         query, key, value = (jnp.asarray(np.asarray(t, np.float64)) for t in heads)
         allowed = jnp.asarray(slow_visible(MASK, None, None))
         plain = attend(query, key, value, allowed)
-        cached = (key[:, :2], value[:, :2])
+        cached = tuple(jnp.swapaxes(part[:, :2], 1, 2) for part in (key, value))
         split = attend(query[:, 2:], key[:, 2:], value[:, 2:], allowed[:, 2:], (cached,))
         assert plain.dtype == split.dtype == jnp.float64
         expected = slow_attention(query, key, value, MASK)
@@ -169,6 +167,37 @@ def test_write_puts_tokens_after_those_of_the_cache():
     cache = jax.jit(write)(cache, keys[:, :, 1:], -keys[:, :, 1:], jnp.array([[True, True]]))
     assert int(cache.length) == 3
     assert cache.mask.tolist() == [[False, True, True, False]]
-    np.testing.assert_array_equal(cache.keys[:, :, :3], keys)
-    np.testing.assert_array_equal(cache.values[:, :, :3], -keys)
-    assert not cache.keys[:, :, 3:].any()
+    np.testing.assert_array_equal(jnp.swapaxes(cache.keys, 2, 3)[:, :, :3], keys)
+    np.testing.assert_array_equal(jnp.swapaxes(cache.values, 2, 3)[:, :, :3], -keys)
+    assert not cache.keys[:, :, :, 3:].any()
+    assert cache.positions.tolist() == [[0, 0, 1, 0]]
+
+
+def test_rows_that_share_a_cache_attend_as_if_each_had_its_own():
+    """Two caches: one of a prompt that three rows share, quantised or not, and one of each row."""
+    draw = np.random.default_rng(3).normal
+    shared = [jnp.asarray(draw(size=(2, 2, 5, 8)), jnp.float32) for _ in range(2)]
+    own = [jnp.asarray(draw(size=(6, 2, 3, 8)), jnp.float32) for _ in range(2)]
+    query, key, value = (jnp.asarray(draw(size=(6, 1, heads, 8)), jnp.float32) for heads in (4, 2, 2))
+    allowed = jnp.asarray(np.random.default_rng(4).random((6, 1, 9)) < 0.7).at[:, :, -1].set(True)
+    each = [jnp.repeat(part, 3, axis=0) for part in shared]
+    for softcap in (None, 2.0):
+        expected = attend(query, key, value, allowed, (tuple(each), tuple(own)), softcap=softcap)
+        found = attend(query, key, value, allowed, (tuple(shared), tuple(own)), softcap=softcap)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        eight = tuple(quantise(part) for part in shared)
+        back = tuple(jnp.repeat(part.values.astype(jnp.float32) * part.scale, 3, axis=0) for part in eight)
+        rounded = attend(query, key, value, allowed, (back, tuple(own)), softcap=softcap)
+        found = attend(query, key, value, allowed, (eight, tuple(own)), softcap=softcap)
+        np.testing.assert_allclose(found, rounded, atol=1e-5)
+        assert float(jnp.abs(found - expected).max()) > 1e-4
+
+
+def test_a_full_cache_goes_on_at_its_first_slot():
+    keys = jnp.arange(5.0).reshape(1, 1, 5, 1, 1)
+    cache = new_cache(keys[:, :, :2], keys[:, :, :2], jnp.ones((1, 2), bool), slots=3)
+    for place in (2, 3, 4):
+        new = keys[:, :, place : place + 1]
+        cache = cache.replace(mask=cache.mask.at[:, cache.length % 3].set(False))  # whoever was there has ended
+        cache = write(cache, new, new, jnp.ones((1, 1), bool))
+    assert cache.keys.reshape(-1).tolist() == [3.0, 4.0, 2.0]

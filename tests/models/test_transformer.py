@@ -113,7 +113,9 @@ def test_cached_decoding_equals_the_full_forward(config, rows, key, key_value_he
         start += size
     real = np.asarray(mask)
     np.testing.assert_allclose(np.concatenate(states, axis=1)[real], np.asarray(full.final)[real], atol=2e-5)
-    np.testing.assert_allclose(np.asarray(cache.keys)[:, real], np.asarray(full.keys)[:, real], atol=2e-5)
+    np.testing.assert_allclose(
+        np.asarray(jnp.swapaxes(cache.keys, 2, 3))[:, real], np.asarray(full.keys)[:, real], atol=2e-5
+    )
 
 
 def test_bfloat16_computation_is_close_and_its_logits_are_float32(config, params, rows):

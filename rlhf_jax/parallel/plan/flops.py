@@ -89,7 +89,7 @@ def generation_flops(config: ModelConfig, rows: int, prompt: int, new: int) -> f
 
 def _scores(config: ModelConfig, tokens: int) -> float:
     """FLOPs of attention for one token of a forward pass, on average."""
-    if config.attention != "splash":
+    if config.attention not in ("splash", "cudnn"):
         return attention_flops(config, tokens)
     seen = [min(config.window, tokens) if local else (tokens + 1) / 2 for local in config.is_local]
     return 4.0 * config.heads * config.head_size * sum(seen)
