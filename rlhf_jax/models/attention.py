@@ -26,12 +26,13 @@ class Cache:
     """Keys and values of the tokens seen so far.
 
     Attributes:
-        keys: [L, R, key-value heads, S, head width], or `Quantised`. R is the number of rows B, or B / K where K rows
-            that follow each other share these tokens. Heads come first, as products are taken head by head.
-        values: the same shape.
+        keys: [L, R, key-value heads, head width, S], or `Quantised`. R is the number of rows B, or B / K where K rows
+            that follow each other share these tokens. Axes stand as products are taken: head by head, summed over the
+            last axis but one.
+        values: [L, R, key-value heads, S, head width], or `Quantised`.
         mask: True on slots that hold a real token, bool [R, S].
         positions: position of each token among the real tokens of its row, int32 [R, S].
-        length: number of slots written (padding included), int32 scalar.
+        length: slots written so far (padding included, and again where the cache was full), int32 scalar.
     """
 
     keys: Any
@@ -60,8 +61,8 @@ def new_cache(
 ) -> Cache:
     """A cache of `slots` slots whose first N hold the given keys and values (those of a prefilled prompt)."""
     whole = Cache(
-        keys=stored(_by_head(keys), storage),
-        values=stored(_by_head(values), storage),
+        keys=_stored_keys(keys, storage),
+        values=_stored_values(values, storage),
         mask=mask,
         positions=positions_of(mask),
         length=jnp.int32(mask.shape[1]),
@@ -75,8 +76,12 @@ def with_room(cache: Cache, slots: int) -> Cache:
     def fill(array: Array, axis: int) -> Array:
         return jnp.pad(array, [(0, slots - size if place == axis else 0) for place, size in enumerate(array.shape)])
 
-    keys, values = (jax.tree.map(lambda leaf: fill(leaf, 3), part) for part in (cache.keys, cache.values))
-    return cache.replace(keys=keys, values=values, mask=fill(cache.mask, 1), positions=fill(cache.positions, 1))
+    return cache.replace(
+        keys=jax.tree.map(lambda leaf: fill(leaf, 4), cache.keys),
+        values=jax.tree.map(lambda leaf: fill(leaf, 3), cache.values),
+        mask=fill(cache.mask, 1),
+        positions=fill(cache.positions, 1),
+    )
 
 
 def write(
@@ -101,22 +106,26 @@ def write(
     start = cache.length % cache.mask.shape[1]
     storage = "int8" if isinstance(cache.keys, Quantised) else "computation"
 
-    def put(old: Any, new: Any, axis: int = 3) -> Any:
+    def put(old: Any, new: Any, axis: int) -> Any:
         return jax.tree.map(
             lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis), old, new
         )
 
     return Cache(
-        keys=put(cache.keys, stored(_by_head(keys), storage)),
-        values=put(cache.values, stored(_by_head(values), storage)),
+        keys=put(cache.keys, _stored_keys(keys, storage), 4),
+        values=put(cache.values, _stored_values(values, storage), 3),
         mask=put(cache.mask, mask, 1),
         positions=put(cache.positions, positions_of(mask, (*caches_of(before), cache)), 1),
         length=cache.length + mask.shape[1],
     )
 
 
-def _by_head(tokens: Float[Array, "L R N H W"]) -> Float[Array, "L R H N W"]:
-    return rearrange(tokens, "l r n h w -> l r h n w")
+def _stored_keys(keys: Float[Array, "L R N H W"], storage: Storage) -> Any:
+    return stored(rearrange(keys, "l r n h w -> l r h w n"), storage, axis=-2)
+
+
+def _stored_values(values: Float[Array, "L R N H W"], storage: Storage) -> Any:
+    return stored(rearrange(values, "l r n h w -> l r h n w"), storage)
 
 
 def positions_of(mask: Bool[Array, "B S"], cache: Caches = None) -> Int[Array, "B S"]:
@@ -159,7 +168,8 @@ class Places(NamedTuple):
 
     Attributes:
         mask: True on real tokens, bool [B, N].
-        slots: place in the row, padding and cache counted, int32 [B, N].
+        slots: place in the row, padding and cache counted, int32 [B, N]; whatever is not behind all new tokens will do
+            for those of a cache.
         positions: place among the real tokens of the row or segment, int32 [B, N].
         segments: which of the sequences packed into its row a token belongs to, int32 [B, N]; None: rows hold one.
     """
@@ -263,7 +273,7 @@ def attend(
         key: keys of the new tokens.
         value: values of the new tokens.
         allowed: from `visible`, S = C + N.
-        cached: keys and values [R, H, c, W] of earlier tokens, one pair a cache.
+        cached: keys [R, H, W, c] and values [R, H, c, W] of earlier tokens, one pair a cache.
         scale: see `logits_of`.
         softcap: see `logits_of`.
 
@@ -272,12 +282,11 @@ def attend(
     """
     # One softmax over the pieces: the caches are only read, never concatenated with the new keys.
     query = rearrange(query, "b n (h g) w -> b h g n w", h=key.shape[2])
-    new = (rearrange(part, "b n h w -> b h n w") for part in (key, value))
-    pieces = (*cached, tuple(new))
+    pieces = (*cached, (rearrange(key, "b n h w -> b h w n"), rearrange(value, "b n h w -> b h n w")))
     logits = jnp.concatenate([_piece_logits(query, keys, scale, softcap) for keys, _ in pieces], axis=-1)
     logits = jnp.where(allowed[:, None, None], logits, jnp.finfo(logits.dtype).min)
     weights = jax.nn.softmax(logits, axis=-1)
-    ends = np.cumsum([jax.tree.leaves(keys)[0].shape[2] for keys, _ in pieces])[:-1]
+    ends = np.cumsum([jax.tree.leaves(values)[0].shape[2] for _, values in pieces])[:-1]
     parts = jnp.split(weights, ends, axis=-1)
     out = sum(_piece_values(part, values, value.dtype) for part, (_, values) in zip(parts, pieces, strict=True))
     return rearrange(out, "b h g n w -> b n (h g) w")
@@ -289,9 +298,10 @@ def _piece_logits(
     """`logits_of` for keys that K rows share or that are quantised; keys that rows share are read once."""
     numbers, factor = as_computed(keys, query.dtype)
     folded = rearrange(query, "(r k) h g n w -> r h g (k n) w", r=len(numbers))
-    logits = logits_of(folded, numbers, scale, None if factor is not None else softcap)
+    keys = rearrange(numbers, "r h w s -> r h s w")
+    logits = logits_of(folded, keys, scale, None if factor is not None else softcap)
     if factor is not None:
-        logits = logits * rearrange(factor, "r h s 1 -> r h 1 1 s")
+        logits = logits * rearrange(factor, "r h 1 s -> r h 1 1 s")
         logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
     return rearrange(logits, "r h g (k n) s -> (r k) h g n s", n=query.shape[3])
 

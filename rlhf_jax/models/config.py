@@ -114,7 +114,7 @@ class ModelConfig:
             row after the other, for CPUs), "ring" (`attention_block` keys at a time, which travel round the devices of
             the mesh's `sequence` axis; for long contexts; with `remat` "dots" its products are kept after all),
             "splash" (the kernel for TPUs), "cudnn" (that for GPUs), or "auto", see `attention_choice`. Tokens that
-            follow a cache always take "reference".
+            follow a cache always take "reference", and so must what is differentiated forwards (`jax.jvp`).
         attention_block: keys that "ring" looks at in one step, in tokens.
         logit_softcap: the same for token logits.
         query_key_norm: "none", "head" (a norm over each head; Qwen3, Gemma 3) or "projection" (over all heads at

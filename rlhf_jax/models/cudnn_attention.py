@@ -24,7 +24,7 @@ def cudnn_attend(
 ) -> Float[Array, "B N Q W"]:
     """What `attention.attend` computes over the same tokens, where every row begins with its first real token.
 
-    On other devices than GPUs the same function runs without the kernel, so that what is around it can be tested.
+    On a CPU the same function runs without the kernel, so that what is around it can be tested.
 
     Args:
         query: queries in bfloat16 or float16; Q is a multiple of H.
@@ -39,9 +39,11 @@ def cudnn_attend(
         The attended values; meaningless at padding.
 
     Raises:
-        ValueError: the kernel does not take the dtype, or the width of a head.
+        ValueError: on a TPU; or the kernel does not take the dtype, or the width of a head.
     """
     devices, width = platform(), query.shape[-1]
+    if devices == "tpu":
+        raise ValueError('attention "cudnn" is the kernel of GPUs: choose "auto" or "splash" on a TPU.')
     if devices == "gpu" and not fits(query.dtype, width):
         raise ValueError(
             f'attention "cudnn" takes bfloat16 or float16 and heads of a width that 8 divides, up to 128, not '

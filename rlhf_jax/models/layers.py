@@ -5,11 +5,12 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from rlhf_jax.models.adapters import adapted
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.partitioning import constrain, gather_width
+from rlhf_jax.models.partitioning import constrain, gather_width, mesh_sizes
 from rlhf_jax.types import wide
 
 ACTIVATIONS = {
@@ -107,7 +108,10 @@ class Linear(nn.Module):
             params["kernel"] = gather_width(params["kernel"], *self.axes)
         if self.has_variable("params", "adapter"):
             params["adapter"] = self.get_variable("params", "adapter")
-        return adapted(x.astype(config.dtype), params)
+        # The gradient of a product over two axes moves its largest operand before it is taken, over one it does not.
+        flat = x.ndim == 3 and mesh_sizes().get("sequence", 1) == 1
+        rows = rearrange(x, "b n i -> (b n) i") if flat else x
+        return adapted(rows.astype(config.dtype), params).reshape(*x.shape[:-1], self.features)
 
 
 def feed_forward(config: ModelConfig, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:

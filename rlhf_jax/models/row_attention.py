@@ -71,23 +71,44 @@ def _heads_first(query, key, value) -> tuple:
     return _by_head(query, key.shape[1]), *(rearrange(array, "s h w -> h s w") for array in (key, value))
 
 
-def _products(scaling: Scaling, query: Float[Array, "H G N W"], key: Float[Array, "H S W"], places: Places, window):
-    """One row's logits [H, G, N, S], and which keys are seen, [1, 1, N, S]."""
+def parts(tokens: int) -> list[slice]:
+    """The tokens in four parts: those of a part need no product with a later one.
+
+    Example:
+        >>> parts(5)
+        [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    size = -(-tokens // 4)
+    return [slice(first, min(first + size, tokens)) for first in range(0, tokens, size)]
+
+
+def _products(
+    scaling: Scaling, query: Float[Array, "H G N W"], key: Float[Array, "H S W"], places: Places, part: slice, window
+):
+    """The logits [H, G, n, s] of the queries of a part with the keys up to them, and which are seen, [1, 1, n, s]."""
     whole = jax.tree.map(lambda leaf: leaf[None], places)
-    logits = logits_of(query[None], key[None], scaling.scale, scaling.softcap)[0]
-    return logits, sees(whole, whole, window)[:, None]
+    of = jax.tree.map(lambda leaf: leaf[:, part], whole)
+    upto = jax.tree.map(lambda leaf: leaf[:, : part.stop], whole)
+    logits = logits_of(query[None, :, :, part], key[None, :, : part.stop], scaling.scale, scaling.softcap)[0]
+    return logits, sees(of, upto, window)[:, None]
 
 
 def _forward(scaling, query, key, value, places, window) -> tuple:
     def attend_row(query, key, value, places):
         query, key, value = _heads_first(query, key, value)
-        logits, seen = _products(scaling, query, key, places, window)
-        logits = jnp.where(seen, logits, jnp.finfo(logits.dtype).min)
-        highest = logits.max(axis=-1, keepdims=True)
-        weights = jnp.exp(logits - highest)
-        total = weights.sum(axis=-1, keepdims=True)
-        out = jnp.einsum("hgns,hsw->hgnw", weights.astype(value.dtype), value) / total.astype(value.dtype)
-        return rearrange(out, "h g n w -> n (h g) w"), highest + jnp.log(total)
+
+        def attend_part(part: slice):
+            logits, seen = _products(scaling, query, key, places, part, window)
+            logits = jnp.where(seen, logits, jnp.finfo(logits.dtype).min)
+            highest = logits.max(axis=-1, keepdims=True)
+            weights = jnp.exp(logits - highest)
+            total = weights.sum(axis=-1, keepdims=True)
+            out = jnp.einsum("hgns,hsw->hgnw", weights.astype(value.dtype), value[:, : part.stop])
+            return out / total.astype(value.dtype), highest + jnp.log(total)
+
+        found = [attend_part(part) for part in parts(query.shape[2])]
+        out, log_total = (jnp.concatenate(each, axis=2) for each in zip(*found, strict=True))
+        return rearrange(out, "h g n w -> n (h g) w"), log_total
 
     out, log_total = jax.lax.map(lambda row: attend_row(*row), (query, key, value, places))
     return out, (query, key, value, places, window, out, log_total)
@@ -100,17 +121,29 @@ def _backward(scaling, kept, gradient) -> tuple:
     def pull_row(query, key, value, places, out, log_total, gradient):
         out, gradient = (_by_head(array, key.shape[1]) for array in (out, gradient))
         query, key, value = _heads_first(query, key, value)
-        logits, seen = _products(scaling, query, key, places, window)
-        weights = jnp.where(seen, jnp.exp(logits - log_total), 0.0)
-        shared = (gradient.astype(logits.dtype) * out.astype(logits.dtype)).sum(axis=-1, keepdims=True)
-        of_weights = jnp.einsum("hgnw,hsw->hgns", gradient, value, preferred_element_type=logits.dtype)
-        of_logits = weights * (of_weights - shared) * scale
-        if scaling.softcap is not None:
-            of_logits = of_logits * (1.0 - jnp.square(logits / scaling.softcap))
-        narrow = of_logits.astype(key.dtype)
-        to_query = jnp.einsum("hgns,hsw->hgnw", narrow, key)
-        to_key = jnp.einsum("hgns,hgnw->hsw", narrow, query)
-        to_value = jnp.einsum("hgns,hgnw->hsw", weights.astype(value.dtype), gradient)
+        wide_gradient = gradient.astype(log_total.dtype)
+        shared = (wide_gradient * out.astype(log_total.dtype)).sum(axis=-1, keepdims=True)
+
+        def pull_part(part: slice):
+            logits, seen = _products(scaling, query, key, places, part, window)
+            weights = jnp.where(seen, jnp.exp(logits - log_total[:, :, part]), 0.0)
+            given, keys, values = gradient[:, :, part], key[:, : part.stop], value[:, : part.stop]
+            of_weights = jnp.einsum("hgnw,hsw->hgns", given, values, preferred_element_type=logits.dtype)
+            of_logits = weights * (of_weights - shared[:, :, part]) * scale
+            if scaling.softcap is not None:
+                of_logits = of_logits * (1.0 - jnp.square(logits / scaling.softcap))
+            narrow = of_logits.astype(key.dtype)
+            to_query = jnp.einsum("hgns,hsw->hgnw", narrow, keys)
+            to_key = jnp.einsum("hgns,hgnw->hsw", narrow, query[:, :, part])
+            to_value = jnp.einsum("hgns,hgnw->hsw", weights.astype(value.dtype), given)
+            return to_query, to_key, to_value
+
+        every = parts(query.shape[2])
+        to_query, *others = zip(*(pull_part(part) for part in every), strict=True)
+        to_query = jnp.concatenate(to_query, axis=2)
+        to_key, to_value = jnp.zeros_like(key), jnp.zeros_like(value)
+        for part, of_key, of_value in zip(every, *others, strict=True):
+            to_key, to_value = to_key.at[:, : part.stop].add(of_key), to_value.at[:, : part.stop].add(of_value)
         to_key, to_value = (rearrange(array, "h s w -> s h w") for array in (to_key, to_value))
         return rearrange(to_query, "h g n w -> n (h g) w"), to_key, to_value
 

@@ -3,12 +3,14 @@
 A token's path: embedding (scaled, plus a learned position, if the family has those), then L blocks of attention and
 feed-forward with norms where `config.norm_placement` puts them, then a last norm. What does not depend on the layer
 (positions, angles, masks) is computed once, before the blocks. Layers are stacked on a leading axis by `nn.scan`, so
-compilation does not grow with depth; whether a layer is local travels with it as a scanned bool. Heads live in
-`heads`: several can share a trunk. Every parameter carries logical axis names (`vocabulary`, `width`, `heads`,
-`feed_forward`, `layers`, `expert`; None where an axis is never sharded): see `logical_axes`.
+compilation does not grow with depth (but on a CPU up to `FEW_LAYERS`); whether a layer is local travels with it as a
+scanned bool. Heads live in `heads`: several can share a trunk. Every parameter carries logical axis names
+(`vocabulary`, `width`, `heads`, `feed_forward`, `layers`, `expert`; None where an axis is never sharded): see
+`logical_axes`.
 """
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -24,12 +26,15 @@ from rlhf_jax.models.cudnn_attention import cudnn_attend, moved_left
 from rlhf_jax.models.experts import mixture
 from rlhf_jax.models.layers import Linear, Norm, Table, feed_forward
 from rlhf_jax.models.memory import named_input, on_device, remat_policy
-from rlhf_jax.models.partitioning import constrain
+from rlhf_jax.models.partitioning import constrain, mesh_sizes, platform
 from rlhf_jax.models.ring_attention import ring_attend
 from rlhf_jax.models.rope import Rotation, rotate, rotation
 from rlhf_jax.models.row_attention import row_attend
 from rlhf_jax.models.splash_attention import splash_attend
 from rlhf_jax.types import Params, wide
+
+FEW_LAYERS = 8
+"""Up to so many layers a CPU computes without a loop: measured with 4; a program grows with them."""
 
 
 class Hidden(NamedTuple):
@@ -185,6 +190,7 @@ class Transformer(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, 0, nn.broadcast, nn.broadcast),
             length=config.layers,
+            unroll=_layers_at_once(config, cache),
             metadata_params={nn.PARTITION_NAME: "layers"},
             data_transform=lambda params, keys: (on_device(params), keys),
         )(config, name="layers")
@@ -194,6 +200,16 @@ class Transformer(nn.Module):
         if kind != "cudnn":
             return hidden
         return Hidden(*(moved_left(part, -starts, axis) for part, axis in zip(hidden, (0, 0, 1, 1), strict=True)))
+
+
+def _layers_at_once(config: ModelConfig, cache: Caches) -> int:
+    """How many layers follow each other without a loop: a CPU copies what a turn of it reads and leaves.
+
+    Decoding is faster with the loop all the same, and `remat` and meshes count on it.
+    """
+    alone = platform() == "cpu" and math.prod(mesh_sizes().values()) == 1
+    plain = cache is None and config.remat == "none"
+    return config.layers if alone and plain and config.layers <= FEW_LAYERS else 1
 
 
 def _boxed(config: ModelConfig, key: Array) -> Params:

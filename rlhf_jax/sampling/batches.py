@@ -75,7 +75,7 @@ def generate_batches(
         collate: makes `Prompts` of items, padded to one of a few lengths; each length is compiled once.
         batch_size: rows a batch, see `rows_at_once`; one that is not full is filled up with its last item.
         key: a typed key.
-        sampling: length, stop tokens, temperature and filters.
+        sampling: length, stop tokens, temperature and filters; how many are drawn at a time, and in what storage.
         done: places of `items` that are not needed; a batch of nothing else is left out.
 
     Yields:

@@ -54,7 +54,7 @@ def draw(
 
 
 def first_largest(scores: Float[Array, "B V"]) -> Int[Array, " B"]:
-    """`jnp.argmax(scores, axis=-1)` of finite scores, several times as fast on a CPU: two plain reductions.
+    """`jnp.argmax(scores, axis=-1)` of scores that are numbers, several times as fast on a CPU: two plain reductions.
 
     Example:
         >>> first_largest(jnp.array([[0.0, 2.0, 2.0], [3.0, 1.0, -jnp.inf]])).tolist()
@@ -95,13 +95,14 @@ def last_states(hidden: tuple[Hidden, ...]) -> States:
 def empty_cache(of: Cache, rows: int, slots: int) -> Cache:
     """A cache of so many rows and slots that holds nothing yet, kept as another one is."""
 
-    def blank(leaf: Array) -> Array:
-        layers, _, heads, _, width = leaf.shape
-        return jnp.zeros((layers, rows, heads, slots, width), leaf.dtype)
+    def blank(leaf: Array, axis: int) -> Array:
+        shape = [leaf.shape[0], rows, *leaf.shape[2:]]
+        shape[axis] = slots
+        return jnp.zeros(shape, leaf.dtype)
 
     return Cache(
-        keys=jax.tree.map(blank, of.keys),
-        values=jax.tree.map(blank, of.values),
+        keys=jax.tree.map(lambda leaf: blank(leaf, 4), of.keys),
+        values=jax.tree.map(lambda leaf: blank(leaf, 3), of.values),
         mask=jnp.zeros((rows, slots), bool),
         positions=jnp.zeros((rows, slots), jnp.int32),
         length=jnp.int32(0),

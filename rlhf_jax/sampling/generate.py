@@ -38,6 +38,19 @@ FIRST_ROOM = 64
 """Tokens that the cache of responses has room for at first; it doubles when they are drawn."""
 
 
+def rooms(most: int) -> list[int]:
+    """Tokens that the cache of responses has room for, at first and each time that it has grown.
+
+    Example:
+        >>> rooms(200)  # the last token is drawn and not run
+        [64, 128, 199]
+    """
+    found: list[int] = []
+    while sum(found[-1:]) < most - 1:
+        found.append(min(most - 1, 2 * sum(found[-1:]) or FIRST_ROOM))
+    return found
+
+
 def repeat_prompts(prompts: Prompts, samples: int) -> Prompts:
     """Every prompt `samples` times, one after the other, each with an index of its own, so that their samples differ.
 
@@ -64,7 +77,7 @@ def generate(
         params: the policy tree.
         prompts: left-padded prompts.
         key: a typed key; use another for each call.
-        sampling: length, stop tokens, temperature and filters.
+        sampling: length, stop tokens, temperature and filters; how many are drawn at a time, and in what storage.
         samples: K, responses a prompt, which follow each other. Each prompt is read once.
 
     Returns:
@@ -164,7 +177,7 @@ def _draw_together(
     sampling: SamplingConfig,
 ) -> tuple[Bool[Array, " B"], dict[str, Array]]:
     """The loop over positions, for all rows at once: which responses ended, and the fields of a `Rollout`."""
-    rows, most = len(keys), sampling.max_new_tokens
+    rows = len(keys)
 
     def take(position: Int[Array, ""], states: tuple[Array, ...], done: Bool[Array, " B"], out: dict):
         """Draws the token at `position` for rows that are not done and writes it down."""
@@ -190,10 +203,9 @@ def _draw_together(
 
     repeated = tuple(jnp.repeat(state, rows // len(state), axis=0) for state in states)
     token, done, out = take(jnp.int32(0), repeated, jnp.zeros(rows, bool), blank_output(rows, sampling))
-    room, caches = 0, tuple(empty_cache(prompt, rows, 0) for prompt in prompts)
+    caches = tuple(empty_cache(prompt, rows, 0) for prompt in prompts)
     carry = (jnp.int32(1), token, done, caches, out)
-    while room < most - 1:  # the last token is drawn and not run
-        room = min(most - 1, 2 * room or FIRST_ROOM)
+    for room in rooms(sampling.max_new_tokens):
         position, token, done, caches, out = carry
         carry = (position, token, done, tuple(with_room(cache, room) for cache in caches), out)
         carry = jax.lax.while_loop(lambda carry, room=room: (carry[0] <= room) & ~carry[2].all(), step, carry)

@@ -63,7 +63,7 @@ def draw_in_turns(
         caches = tuple(write(cache, found.keys, found.values, going, before) for cache, found, before in each)
         carry = (row, position + 1, following, last_states(hidden), begun, caches, finished, out)
         free = (row == empty).sum()
-        wanted = (following < rows) & ((free >= at_once) | (free == slots))
+        wanted = (following < rows) & (free >= at_once)
         return jax.lax.cond(wanted, fill, lambda carry: carry, carry)
 
     def fill(carry):
@@ -71,8 +71,7 @@ def draw_in_turns(
         row, position, following, states_now, begun, caches, finished, out = carry
         chosen = jnp.argsort(row != empty, stable=True)[:at_once].astype(jnp.int32)
         new = following + jnp.arange(at_once, dtype=jnp.int32)
-        new = jnp.where(row[chosen] == empty, new, empty)
-        place = jnp.where(new < rows, chosen, slots)  # places that are none are dropped
+        place = jnp.where(new < rows, chosen, slots)  # a place that is none is dropped
         prompt = jnp.minimum(new, rows - 1) // samples
 
         def put(old: Array, given: Array, axis: int = 0) -> Array:

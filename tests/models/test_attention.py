@@ -136,11 +136,16 @@ def test_attention_equals_a_slow_loop_where_tokens_are_real(heads, key_value_hea
     np.testing.assert_allclose(np.asarray(found)[MASK], expected[MASK], atol=1e-5)
 
 
+def _as_cached(keys, values):
+    """Keys and values [B, N, H, W] with their axes as in a cache."""
+    return jnp.transpose(keys, (0, 2, 3, 1)), jnp.transpose(values, (0, 2, 1, 3))
+
+
 @pytest.mark.parametrize("split", [1, 3, 5])
 def test_attention_over_a_cache_and_new_tokens_equals_attention_over_all(heads, split):
     query, key, value = heads
     room = ((0, 0), (0, 2), (0, 0), (0, 0))
-    cached = tuple(jnp.swapaxes(jnp.pad(part[:, :split], room, constant_values=9.0), 1, 2) for part in (key, value))
+    cached = _as_cached(*(jnp.pad(part[:, :split], room, constant_values=9.0) for part in (key, value)))
     whole = jnp.asarray(slow_visible(MASK, None, None))[:, split:]
     allowed = jnp.concatenate([whole[..., :split], jnp.zeros((3, 6 - split, 2), bool), whole[..., split:]], axis=-1)
     found = jax.jit(attend)(query[:, split:], key[:, split:], value[:, split:], allowed, (cached,))
@@ -153,7 +158,7 @@ def test_attention_keeps_float64(heads):
         query, key, value = (jnp.asarray(np.asarray(t, np.float64)) for t in heads)
         allowed = jnp.asarray(slow_visible(MASK, None, None))
         plain = attend(query, key, value, allowed)
-        cached = tuple(jnp.swapaxes(part[:, :2], 1, 2) for part in (key, value))
+        cached = _as_cached(key[:, :2], value[:, :2])
         split = attend(query[:, 2:], key[:, 2:], value[:, 2:], allowed[:, 2:], (cached,))
         assert plain.dtype == split.dtype == jnp.float64
         expected = slow_attention(query, key, value, MASK)
@@ -167,17 +172,17 @@ def test_write_puts_tokens_after_those_of_the_cache():
     cache = jax.jit(write)(cache, keys[:, :, 1:], -keys[:, :, 1:], jnp.array([[True, True]]))
     assert int(cache.length) == 3
     assert cache.mask.tolist() == [[False, True, True, False]]
-    np.testing.assert_array_equal(jnp.swapaxes(cache.keys, 2, 3)[:, :, :3], keys)
+    np.testing.assert_array_equal(jnp.moveaxis(cache.keys, 4, 2)[:, :, :3], keys)
     np.testing.assert_array_equal(jnp.swapaxes(cache.values, 2, 3)[:, :, :3], -keys)
-    assert not cache.keys[:, :, :, 3:].any()
+    assert not cache.keys[..., 3:].any()
     assert cache.positions.tolist() == [[0, 0, 1, 0]]
 
 
 def test_rows_that_share_a_cache_attend_as_if_each_had_its_own():
     """Two caches: one of a prompt that three rows share, quantised or not, and one of each row."""
     draw = np.random.default_rng(3).normal
-    shared = [jnp.asarray(draw(size=(2, 2, 5, 8)), jnp.float32) for _ in range(2)]
-    own = [jnp.asarray(draw(size=(6, 2, 3, 8)), jnp.float32) for _ in range(2)]
+    shared = [jnp.asarray(draw(size=shape), jnp.float32) for shape in ((2, 2, 8, 5), (2, 2, 5, 8))]
+    own = [jnp.asarray(draw(size=shape), jnp.float32) for shape in ((6, 2, 8, 3), (6, 2, 3, 8))]
     query, key, value = (jnp.asarray(draw(size=(6, 1, heads, 8)), jnp.float32) for heads in (4, 2, 2))
     allowed = jnp.asarray(np.random.default_rng(4).random((6, 1, 9)) < 0.7).at[:, :, -1].set(True)
     each = [jnp.repeat(part, 3, axis=0) for part in shared]
@@ -185,7 +190,7 @@ def test_rows_that_share_a_cache_attend_as_if_each_had_its_own():
         expected = attend(query, key, value, allowed, (tuple(each), tuple(own)), softcap=softcap)
         found = attend(query, key, value, allowed, (tuple(shared), tuple(own)), softcap=softcap)
         np.testing.assert_allclose(found, expected, atol=1e-6)
-        eight = tuple(quantise(part) for part in shared)
+        eight = tuple(quantise(part, axis) for part, axis in zip(shared, (-2, -1), strict=True))
         back = tuple(jnp.repeat(part.values.astype(jnp.float32) * part.scale, 3, axis=0) for part in eight)
         rounded = attend(query, key, value, allowed, (back, tuple(own)), softcap=softcap)
         found = attend(query, key, value, allowed, (eight, tuple(own)), softcap=softcap)

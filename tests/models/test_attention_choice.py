@@ -40,11 +40,30 @@ CONFIG = ModelConfig(
         ("gpu", {"attention_softcap": 50.0}, 128, False, "reference"),
         ("gpu", {"head_width": 256}, 128, False, "reference"),
         ("gpu", {"attention": "ring"}, 128, False, "ring"),
+        ("gpu", {"dtype": "float32"}, 1024, False, "ring"),
+        ("gpu", {}, 2048, True, "ring"),
     ],
 )
 def test_what_is_chosen(monkeypatch, devices, changed, tokens, packed, expected):
     monkeypatch.setattr(attention_choice, "platform", lambda: devices)
+    monkeypatch.setattr(attention_choice, "has_flash_kernel", lambda: True)
     assert chosen_attention(dataclasses.replace(CONFIG, **changed), tokens, packed) == expected
+
+
+@pytest.mark.parametrize(("capability", "expected"), [("7.5", False), ("8.0", True), ("10.0", True), ("gfx942", False)])
+def test_gpus_without_the_kernel_are_known(monkeypatch, capability, expected):
+    class Device:
+        compute_capability = capability
+
+    monkeypatch.setattr(jax, "devices", lambda: [Device()])
+    assert attention_choice.has_flash_kernel() is expected
+
+
+@pytest.mark.parametrize(("changed", "packed"), [({}, True), ({"attention_softcap": 50.0}, False)])
+def test_what_the_kernel_would_compute_wrongly_is_refused(changed, packed):
+    config = dataclasses.replace(CONFIG, attention="cudnn", **changed)
+    with pytest.raises(ValueError, match="takes neither packed rows nor a softcap"):
+        chosen_attention(config, 128, packed)
 
 
 def test_rows_that_a_mesh_splits_go_round_the_ring():
@@ -78,8 +97,19 @@ def test_left_padded_rows_are_moved_for_the_kernel_and_back(local):
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(b).max())), gradient, expected_gradient
     )
     real = np.asarray(mask)
-    np.testing.assert_allclose(np.asarray(hidden.final)[real], np.asarray(expected.final)[real], atol=1e-5)
-    np.testing.assert_allclose(np.asarray(hidden.keys)[:, real], np.asarray(expected.keys)[:, real], atol=1e-5)
+    for found, wanted in zip(hidden[:2], expected[:2], strict=True):  # states
+        np.testing.assert_allclose(np.asarray(found)[real], np.asarray(wanted)[real], atol=1e-5)
+    for found, wanted in zip(hidden[2:], expected[2:], strict=True):  # keys and values
+        np.testing.assert_allclose(np.asarray(found)[:, real], np.asarray(wanted)[:, real], atol=1e-5)
+
+
+def test_a_tpu_is_told_to_take_its_own_kernel(monkeypatch):
+    monkeypatch.setattr("rlhf_jax.models.cudnn_attention.platform", lambda: "tpu")
+    config = dataclasses.replace(CONFIG, width=16, attention="cudnn")
+    tokens = jnp.ones((1, 4), jnp.int32)
+    shapes = jax.eval_shape(lambda: init_policy(config, jax.random.key(0)))
+    with pytest.raises(ValueError, match='choose "auto" or "splash" on a TPU'):
+        jax.eval_shape(lambda params: apply_trunk(config, params["trunk"], tokens, tokens > 0), shapes)
 
 
 def test_what_the_kernel_does_not_take_is_refused(monkeypatch):

@@ -57,6 +57,11 @@ def test_matrices_are_rounded_and_nothing_else():
         with_adapter["trunk"]["layers"]["up"]["adapter"],
     )
     assert stored_weights(with_adapter, "computation") is with_adapter
+    experts = {"experts": {"up": jnp.ones((2, 3, 4))}, "router": {"kernel": jnp.ones((3, 2))}}
+    for storage in ("bfloat16", "int8"):
+        kept = stored_weights(experts, storage)
+        assert kept["experts"]["up"].dtype == jnp.bfloat16
+        assert kept["router"]["kernel"].dtype == jnp.float32  # rounding could choose other experts
     half = stored_weights(policy, "bfloat16")["trunk"]["layers"]["up"]
     assert half["kernel"].dtype == jnp.bfloat16
     assert half["bias"].dtype == jnp.float32

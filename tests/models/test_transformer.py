@@ -114,7 +114,7 @@ def test_cached_decoding_equals_the_full_forward(config, rows, key, key_value_he
     real = np.asarray(mask)
     np.testing.assert_allclose(np.concatenate(states, axis=1)[real], np.asarray(full.final)[real], atol=2e-5)
     np.testing.assert_allclose(
-        np.asarray(jnp.swapaxes(cache.keys, 2, 3))[:, real], np.asarray(full.keys)[:, real], atol=2e-5
+        np.moveaxis(np.asarray(cache.keys), 4, 2)[:, real], np.asarray(full.keys)[:, real], atol=2e-5
     )
 
 

@@ -398,8 +398,6 @@ def test_a_queue_takes_about_as_many_steps_as_there_are_tokens_for_each_slot(par
     jax.effects_barrier()
     total = int(found.mask.sum())
     assert total / slots <= len(steps) <= total / slots + 2 * SAMPLING.max_new_tokens
-    batches = np.asarray(found.mask.sum(axis=1)).reshape(-1, slots).max(axis=1)  # each batch waits for its longest
-    assert len(steps) < batches.sum()
 
 
 @pytest.mark.parametrize("storage", ["bfloat16", "int8"])
