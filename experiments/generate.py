@@ -20,6 +20,7 @@ import numpy as np
 from rlhf_jax.data.formats import as_chats, load_rows
 from rlhf_jax.data.tokenization import describe_dropped
 from rlhf_jax.evaluation.statistics import row
+from rlhf_jax.models.quantised import Storage
 from rlhf_jax.parallel.distributed import first_process
 from rlhf_jax.parallel.meetings import gathered, on_first
 from rlhf_jax.sampling.batches import generate_batches
@@ -56,6 +57,10 @@ class Config(SourceOptions):
         top_k: draw from the k most likely tokens only; None: from all.
         top_p: draw from the fewest most likely tokens with at least this probability together; 1: from all.
         min_p: draw from tokens at least this fraction as likely as the most likely one; 0: from all.
+        slots: completions of a batch that are drawn at a time, where some are much longer than others: one that has
+            ended makes room for the next (give a larger --batch-size, too); None: all at once.
+        cache: how keys and values are kept while drawing.
+        weights: how the model's matrices are kept while drawing; fewer bits take less memory and are a little off.
     """
 
     seed: int = 0
@@ -65,6 +70,9 @@ class Config(SourceOptions):
     top_k: int | None = None
     top_p: float = 1.0
     min_p: float = 0.0
+    slots: int | None = None
+    cache: Storage = "computation"
+    weights: Storage = "computation"
 
 
 PRESETS = {
@@ -123,6 +131,7 @@ def main(config: Config) -> dict:
         top_p=config.top_p,
         min_p=config.min_p,
     )
+    sampling = dataclasses.replace(sampling, slots=config.slots, cache=config.cache, weights=config.weights)
     items = read_items(config, source)
     collate = collate_prompts(source, items, config.response_length, BUCKETS)
     policy = read_policy(source)

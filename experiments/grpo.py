@@ -29,7 +29,7 @@ from rlhf_jax.training.compilation import CompileClock
 from rlhf_jax.training.devices import layout, on_devices, start
 from rlhf_jax.training.policy_options import PolicyOptions, check_policy_run, given, kl_of
 from rlhf_jax.training.policy_rewards import make_reward, read_material
-from rlhf_jax.training.policy_run import open_task, train_policy
+from rlhf_jax.training.policy_run import open_task, settle_old_logprob, train_policy
 from rlhf_jax.training.session import open_run
 from rlhf_jax.training.sources import read_policy
 
@@ -125,6 +125,8 @@ def options_of(config: Config) -> PolicyGradientConfig:
         epochs=config.passes,
         minibatches=config.minibatches,
         accumulate=config.accumulate,
+        importance_cap=config.importance_cap,
+        length_buckets=config.length_buckets,
         missing_eos_penalty=config.missing_eos_penalty,
         overlong_buffer=config.overlong_buffer,
         oversample=config.oversample,
@@ -142,12 +144,13 @@ def main(config: Config) -> dict:
     warmup = int(config.warmup * task.optimizer_steps)
     schedule = learning_rate_schedule(config.learning_rate, task.optimizer_steps, warmup, config.schedule)
     optimizer = adam(schedule, config.max_grad_norm, config.weight_decay, moments=config.moments)
-    options = dataclasses.replace(options, sampling=task.sampling)
-    algorithm = policy_gradient(shape, options, optimizer, kl_of(config), adapter)
     material = read_material(config, task)
     policy = read_policy(task.source)
-    folder = open_run(config, "grpo")
     state_key, reference_key, held_out_key = jax.random.split(jax.random.key(config.seed), 3)
+    folder = open_run(config, "grpo")
+    old_logprob = settle_old_logprob(config, folder, task, policy, held_out_key)
+    options = dataclasses.replace(options, sampling=task.sampling, old_logprob=old_logprob)
+    algorithm = policy_gradient(shape, options, optimizer, kl_of(config), adapter)
     reward = make_reward(config, task, material, policy, reference_key)
     rewarded = rewarded_by(algorithm, reward, task.completions)
 

@@ -33,7 +33,7 @@ from rlhf_jax.training.compilation import CompileClock
 from rlhf_jax.training.devices import layout, on_devices, start
 from rlhf_jax.training.policy_options import PolicyOptions, check_policy_run, given, kl_of
 from rlhf_jax.training.policy_rewards import make_reward, read_material
-from rlhf_jax.training.policy_run import open_task, train_policy
+from rlhf_jax.training.policy_run import open_task, settle_old_logprob, train_policy
 from rlhf_jax.training.session import open_run
 from rlhf_jax.training.sources import read_policy
 
@@ -71,6 +71,8 @@ def options_of(config: Config) -> PPOConfig:
         epochs=config.passes,
         minibatches=config.minibatches,
         accumulate=config.accumulate,
+        importance_cap=config.importance_cap,
+        length_buckets=config.length_buckets,
         clip_low=config.clip,
         clip_high=config.clip,
         dual_clip=config.dual_clip,
@@ -92,12 +94,13 @@ def main(config: Config) -> dict:
     warmup = int(config.warmup * task.optimizer_steps)
     schedule = learning_rate_schedule(config.learning_rate, task.optimizer_steps, warmup, config.schedule)
     optimizer = adam(schedule, config.max_grad_norm, config.weight_decay, moments=config.moments)
-    options = dataclasses.replace(options, sampling=task.sampling)
-    algorithm = ppo(shape, options, optimizer, kl_of(config), adapter=adapter)
     material = read_material(config, task)
     policy = read_policy(task.source)
-    folder = open_run(config, "ppo")
     state_key, reference_key, held_out_key = jax.random.split(jax.random.key(config.seed), 3)
+    folder = open_run(config, "ppo")
+    old_logprob = settle_old_logprob(config, folder, task, policy, held_out_key)
+    options = dataclasses.replace(options, sampling=task.sampling, old_logprob=old_logprob)
+    algorithm = ppo(shape, options, optimizer, kl_of(config), adapter=adapter)
     reward = make_reward(config, task, material, policy, reference_key)
     rewarded = rewarded_by(algorithm, reward, task.completions)
 

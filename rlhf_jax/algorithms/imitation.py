@@ -17,14 +17,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from rlhf_jax.algorithms.on_policy import (
-    OnPolicyConfig,
-    Pieces,
-    PolicyState,
-    begin_with_policy,
-    in_parts,
-    on_policy,
-)
+from rlhf_jax.algorithms.on_policy import Pieces, PolicyState, begin_with_policy, in_parts, on_policy
+from rlhf_jax.algorithms.on_policy_options import OnPolicyConfig
 from rlhf_jax.algorithms.rollouts import (
     predicting_states,
     rollout_metrics,
@@ -162,6 +156,10 @@ class ImitationConfig(OnPolicyConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.old_logprob != "rollout" and self.method.proposal == "reference":
+            raise ValueError(
+                f"old_logprob {self.old_logprob!r} is that of the policy, and the reference draws here: choose rollout."
+            )
         if self.samples < 2:
             raise ValueError(f"samples is {self.samples}: give 2 or more, for the responses to a prompt are compared.")
         if not 1 <= self.keep <= self.samples:
@@ -237,8 +235,11 @@ def imitation(
         raise ValueError("this method has no KL in its loss: leave out kl, or set prior_kl (as superhf does).")
     no_clip = (float("inf"), float("inf"))
 
+    def policy(params: Params, reference: Params) -> Params:
+        return assemble(reference, params, adapter)
+
     def draw(params: Params, reference: Params, prompts: Prompts, key: Array) -> Rollout:
-        source = reference if chosen.proposal == "reference" else assemble(reference, params, adapter)
+        source = reference if chosen.proposal == "reference" else policy(params, reference)
         return generate(config, source, prompts, key, options.sampling, options.samples)
 
     def prepare(
@@ -270,11 +271,11 @@ def imitation(
         return Imitated(rollout=kept, weights=weights, reference_states=states), metrics
 
     def predict(params: Params, reference: Params, part: Imitated) -> Found:
-        policy = assemble(reference, params, adapter)
-        logprob, entropies, states = taken_scores(config, policy, part.rollout, temperature)
+        trained = policy(params, reference)
+        logprob, entropies, states = taken_scores(config, trained, part.rollout, temperature)
         divergence = None
         if part.reference_states is not None:
-            divergence = token_forward_kl(config, policy, reference, states, part.reference_states, temperature)
+            divergence = token_forward_kl(config, trained, reference, states, part.reference_states, temperature)
         return Found(logprob=logprob, entropies=entropies, divergence=divergence)
 
     def terms(found: Found, part: Imitated, minibatch: Imitated, kl_coefficient: Array) -> Metrics:
@@ -294,5 +295,5 @@ def imitation(
         old, mask = batch.rollout.logprob, batch.rollout.mask
         return step_metrics(found.logprob, old, token_log_ratio(found.logprob, old, mask), mask, *no_clip)
 
-    pieces = Pieces(draw=draw, prepare=prepare, predict=predict, terms=terms, measure=measure)
+    pieces = Pieces(policy, draw, prepare, predict, terms, measure)
     return on_policy(config, options, optimizer, kl, begin_with_policy(config, adapter), pieces)

@@ -1,12 +1,12 @@
 """What on-policy algorithms have in common: a state, and the one way from prompts to an update.
 
-The life of a batch: responses are drawn (`draw`), the reference reads them, what is fixed about them (advantages,
-returns, weights) is worked out once (`prepare`), and then epochs x minibatches steps are taken: the policy reads its
-rows again (`predict`) and the terms of the loss are reduced over them (`terms`). An algorithm is a choice of these
-pieces; `ppo`, `policy_gradient`, `imitation` and `online_preference` each make one.
+The life of a batch: responses are drawn (`draw`), the reference reads them (and the policy, if its log-probabilities
+are not to be those of the draws), what is fixed about them (advantages, returns, weights) is worked out once
+(`prepare`), and then epochs x minibatches steps are taken: the policy reads its rows again (`predict`) and the terms of
+the loss are reduced over them (`terms`). An algorithm is a choice of these pieces; `ppo`, `policy_gradient`,
+`imitation` and `online_preference` each make one.
 """
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,53 +18,16 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.algorithms.accumulation import accumulated_gradients, by_parts
+from rlhf_jax.algorithms.on_policy_options import OnPolicyConfig
 from rlhf_jax.algorithms.optimizer import apply_gradients
-from rlhf_jax.algorithms.rollouts import taken_scores
+from rlhf_jax.algorithms.rollouts import at_length, sampler_weights, taken_scores
 from rlhf_jax.algorithms.trained import check_roles, reference_policy, trainable, without_shared_arrays
 from rlhf_jax.losses.kl import KLController, fixed_kl
+from rlhf_jax.losses.reduce import mean
 from rlhf_jax.models.adapters import AdapterConfig
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.heads import init_policy
-from rlhf_jax.sampling.filters import SamplingConfig
 from rlhf_jax.types import Algorithm, Metrics, Params, Prompts, Rollout
-
-
-@dataclasses.dataclass(frozen=True)
-class OnPolicyConfig:
-    """Options of every on-policy algorithm.
-
-    Attributes:
-        sampling: how responses are drawn; filters are refused, since they change the support of the behaviour policy.
-        epochs: passes over each rollout.
-        minibatches: optimiser steps a pass; divides what is shuffled (responses, or groups of them).
-        accumulate: microbatches that an optimiser step sees one after the other, to need less memory.
-        target_kl: once the approximate KL of a minibatch to the old policy exceeds this (nats a token), the rest of the
-            update is skipped; None never stops.
-
-    Raises:
-        ValueError: an option is out of range.
-    """
-
-    sampling: SamplingConfig
-    epochs: int = 1
-    minibatches: int = 1
-    accumulate: int = 1
-    target_kl: float | None = None
-
-    def __post_init__(self):
-        name = type(self).__name__
-        if self.sampling.filtered:
-            raise ValueError(
-                f"{name} is of an algorithm that samples from the policy itself: "
-                "set temperature > 0, top_k=None, top_p=1 and min_p=0 in its sampling."
-            )
-        passes = (self.epochs, self.minibatches, self.accumulate)
-        if min(passes) < 1:
-            raise ValueError(
-                f"{name} needs at least 1 epoch, 1 minibatch and 1 microbatch, not {', '.join(map(str, passes))}."
-            )
-        if self.target_kl is not None and not self.target_kl > 0:
-            raise ValueError(f"{name}.target_kl is {self.target_kl}: give more than 0, or None, which never stops.")
 
 
 @chex.dataclass(frozen=True)
@@ -93,6 +56,7 @@ class Pieces(NamedTuple):
     """What makes an on-policy algorithm the one that it is.
 
     Attributes:
+        policy: `policy(params, reference) -> Params`: the policy in the parameters that are trained.
         draw: `draw(params, reference, prompts, key) -> Rollout`; several responses to a prompt follow each other.
         prepare: `prepare(state, rollout, rewards, reference_logprob) -> (experience, metrics)`, once an update, before
             the first step. `reference_logprob` [B, T] is None where no reference is kept. The experience is a tree of
@@ -102,13 +66,17 @@ class Pieces(NamedTuple):
         terms: `terms(found, part, minibatch, kl_coefficient) -> dict` of scalars, the part's shares of those of the
             minibatch (see `whole` of `losses.reduce.mean`): `loss` is minimised, the others are logged.
         measure: `measure(found, minibatch) -> metrics` besides, `step_metrics` among them.
+        ratio: the log-ratio of tokens or responses that the weights of `old_logprob="truncated"` are made of, see
+            `sampler_weights`; None: the loss is no policy gradient, and has no such weights.
     """
 
+    policy: Callable[[Params, Params], Params]
     draw: Callable[[Params, Params, Prompts, Array], Rollout]
     prepare: Callable[[PolicyState, Rollout, Array, Any], tuple[Any, Metrics]]
     predict: Callable[[Params, Params, Any], Any]
     terms: Callable[[Any, Any, Any, Array], Metrics]
     measure: Callable[[Any, Any], Metrics]
+    ratio: Callable[[Array, Array, Array], Array] | None = None
 
 
 def on_policy(
@@ -128,8 +96,16 @@ def on_policy(
         kl: controller of the coefficient of the KL; None: 0.
         begin: `begin(key, given) -> (trained parameters, reference, key of the state)`, see `begin_with_policy`.
         pieces: see `Pieces`.
+
+    Raises:
+        ValueError: weights for tokens of an algorithm that is no policy gradient.
     """
     kl = fixed_kl(0.0) if kl is None else kl
+    truncated = options.old_logprob == "truncated"
+    if truncated and pieces.ratio is None:
+        raise ValueError(
+            "old_logprob 'truncated' weighs the tokens of a policy gradient, which this is not: choose recomputed."
+        )
 
     def init(key: Array, params: Params | None = None) -> PolicyState:
         trained, reference, state_key = begin(key, params or {})
@@ -148,13 +124,28 @@ def on_policy(
         return state.replace(step=state.step + 1), taken
 
     def read_reference(state: PolicyState, taken: Rollout) -> Float[Array, "B T"] | None:
-        if state.reference is None:
-            return None
+        return None if state.reference is None else read_policy(state.reference, taken)
 
+    def read_policy(policy: Params, taken: Rollout) -> Float[Array, "B T"]:
         def read(taken: Rollout) -> Float[Array, "B T"]:
-            return taken_scores(config, state.reference, taken, options.sampling.logprob_temperature)[0]
+            return taken_scores(config, policy, taken, options.sampling.logprob_temperature)[0]
 
         return in_parts(read, taken, options)
+
+    def with_old_logprob(state: PolicyState, taken: Rollout) -> tuple[Rollout, Metrics]:
+        """The rollout with the old policy's log-probabilities in place of the sampler's, and how far these are off."""
+        if options.old_logprob == "rollout":
+            return taken, {}
+        own = taken.mask & taken.own_rows[:, None]
+        old = read_policy(pieces.policy(state.params, state.reference), taken)
+        taken = taken.replace(logprob=jnp.where(own, old, taken.logprob))
+        gap = jnp.abs(taken.logprob - taken.sampling_logprob)
+        metrics = {"policy/max_logprob_gap": jnp.max(jnp.where(own, gap, 0.0))}
+        if truncated:
+            weights = sampler_weights(taken, pieces.ratio, options.importance_cap)
+            metrics["policy/importance_weight"] = mean(weights, own)
+            metrics["policy/max_importance_weight"] = jnp.max(jnp.where(own, weights, 0.0))
+        return taken, metrics
 
     def update(state: PolicyState, taken: Rollout, rewards: Array) -> tuple[PolicyState, Metrics]:
         if rewards.shape not in (taken.mask.shape[:1], taken.mask.shape):
@@ -162,6 +153,15 @@ def on_policy(
                 f"rewards have the shape {rewards.shape}: give one a response, {taken.mask.shape[:1]}, or one a token, "
                 f"{taken.mask.shape}."
             )
+        buckets = options.length_buckets
+        params, optimizer_state, metrics = at_length(partial(learn, state), taken, rewards, buckets)
+        coefficient = state.kl_coefficient
+        if "objective/kl" in metrics:
+            coefficient = kl.update(coefficient, metrics["objective/kl"], len(taken.tokens))
+        return state.replace(params=params, optimizer_state=optimizer_state, kl_coefficient=coefficient), metrics
+
+    def learn(state: PolicyState, taken: Rollout, rewards: Array) -> tuple[Params, optax.OptState, Metrics]:
+        taken, gaps = with_old_logprob(state, taken)
         experience, metrics = pieces.prepare(state, taken, rewards, read_reference(state, taken))
 
         def loss(params: Params, part: Any, minibatch: Any) -> tuple[Float[Array, ""], Any]:
@@ -183,11 +183,7 @@ def on_policy(
             order_key(state.key, state.step),
             options,
         )
-        metrics = metrics | steps | {"kl_coefficient": state.kl_coefficient}
-        coefficient = state.kl_coefficient
-        if "objective/kl" in metrics:
-            coefficient = kl.update(coefficient, metrics["objective/kl"], len(taken.tokens))
-        return state.replace(params=params, optimizer_state=optimizer_state, kl_coefficient=coefficient), metrics
+        return params, optimizer_state, metrics | steps | gaps | {"kl_coefficient": state.kl_coefficient}
 
     return Algorithm(init=init, rollout=rollout, update=update)
 
@@ -295,7 +291,7 @@ def take_steps(
     Returns:
         Parameters, optimiser state and metrics: means over the steps; `val/first_ratio` and `policy/max_logprob_gap`
         are those of the first step, which sees the policy that sampled: its ratio is 1 up to rounding between decoding
-        and training.
+        and training (and without that where old log-probabilities are recomputed).
     """
     rows = len(jax.tree.leaves(experience)[0])
     check_minibatches(rows, options.minibatches, options.accumulate)

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from rlhf_jax.algorithms.on_policy import OnPolicyConfig, Pieces, PolicyState, begin_with_policy, on_policy
+from rlhf_jax.algorithms.on_policy import Pieces, PolicyState, begin_with_policy, on_policy
+from rlhf_jax.algorithms.on_policy_options import OnPolicyConfig
 from rlhf_jax.algorithms.rollouts import rollout_metrics, scores_by_token, step_metrics, taken_scores
 from rlhf_jax.algorithms.trained import assemble
 from rlhf_jax.losses.kl import fixed_kl
@@ -29,7 +30,7 @@ from rlhf_jax.losses.reward import preference_accuracy
 from rlhf_jax.models.adapters import AdapterConfig
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.sampling.filters import SamplingConfig
-from rlhf_jax.sampling.generate import generate, generate_mixture, repeat_prompts
+from rlhf_jax.sampling.generate import check_eta, generate, generate_mixture, repeat_prompts
 from rlhf_jax.types import Algorithm, Metrics, Params, Prompts, Rollout
 
 OPPONENTS = ("policy", "reference", "mixture")
@@ -235,17 +236,20 @@ def online_preference(
     """
     temperature = options.sampling.logprob_temperature
 
+    def policy(params: Params, reference: Params) -> Params:
+        return assemble(reference, params, adapter)
+
     def draw(params: Params, reference: Params, prompts: Prompts, key: Array) -> Rollout:
-        policy = assemble(reference, params, adapter)
+        drawing = policy(params, reference)
         if options.opponent == "policy":
-            return generate(config, policy, prompts, key, options.sampling, samples=2)
+            return generate(config, drawing, prompts, key, options.sampling, samples=2)
         repeated = repeat_prompts(prompts, 2)
         first, second = (jax.tree.map(lambda leaf, place=place: leaf[place::2], repeated) for place in (0, 1))
-        own = generate(config, policy, first, key, options.sampling)
+        own = generate(config, drawing, first, key, options.sampling)
         if options.opponent == "reference":
             other = generate(config, reference, second, key, options.sampling)
         else:
-            other = generate_mixture(config, policy, reference, options.eta, second, key, options.sampling)
+            other = generate_mixture(config, drawing, reference, options.eta, second, key, options.sampling)
         both = in_rows(jax.tree.map(lambda *sides: jnp.stack(sides, axis=1), own, other))
         return both.replace(own=jnp.arange(len(both.tokens)) % 2 == 0)
 
@@ -273,8 +277,7 @@ def online_preference(
         return experience, metrics
 
     def predict(params: Params, reference: Params, part: PairExperience) -> PairTokens:
-        policy = assemble(reference, params, adapter)
-        logprob, entropies, _ = taken_scores(config, policy, in_rows(part.rollout), temperature)
+        logprob, entropies, _ = taken_scores(config, policy(params, reference), in_rows(part.rollout), temperature)
         return PairTokens(logprob=in_pairs(logprob), entropies=in_pairs(entropies))
 
     def terms(found: PairTokens, part: PairExperience, minibatch: PairExperience, beta: Float[Array, ""]) -> Metrics:
@@ -311,6 +314,6 @@ def online_preference(
         unclipped = (float("inf"), float("inf"))
         return step_metrics(new, old, token_log_ratio(new, old, mask), mask, *unclipped)
 
-    pieces = Pieces(draw=draw, prepare=prepare, predict=predict, terms=terms, measure=measure)
+    pieces = Pieces(policy, draw, prepare, predict, terms, measure)
     beta = fixed_kl(options.beta)
     return on_policy(config, options, optimizer, beta, begin_with_policy(config, adapter), pieces)

@@ -15,10 +15,12 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from rlhf_jax.algorithms.methods import METHODS, Method
-from rlhf_jax.algorithms.on_policy import OnPolicyConfig, Pieces, PolicyState, begin_with_policy, on_policy
+from rlhf_jax.algorithms.on_policy import Pieces, PolicyState, begin_with_policy, on_policy
+from rlhf_jax.algorithms.on_policy_options import OnPolicyConfig
 from rlhf_jax.algorithms.rollouts import (
     TokenScores,
     rollout_metrics,
+    sampler_weights,
     scores_by_token,
     step_metrics,
     taken_scores,
@@ -143,16 +145,19 @@ def policy_gradient(
         trained, reference, state_key = begin_with_reference(key, given)
         return trained, reference if options.keep_reference else None, state_key
 
+    def policy(params: Params, reference: Params) -> Params:
+        return assemble(reference, params, adapter)
+
     def draw(params: Params, reference: Params, prompts: Prompts, key: Array) -> Rollout:
-        policy = assemble(reference, params, adapter)
+        drawing = policy(params, reference)
         if chosen.baseline != "greedy":
-            return generate(config, policy, prompts, key, options.sampling, rows)
+            return generate(config, drawing, prompts, key, options.sampling, rows)
         repeated = repeat_prompts(prompts, rows)
         groups = jax.tree.map(lambda leaf: leaf.reshape(-1, rows, *leaf.shape[1:]), repeated)
         sampled, last = (jax.tree.map(lambda leaf, place=place: leaf[:, place], groups) for place in (slice(-1), -1))
         sampled = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), sampled)
-        taken = generate(config, policy, sampled, key, options.sampling)
-        greedy = generate(config, policy, last, key, dataclasses.replace(options.sampling, top_k=1))
+        taken = generate(config, drawing, sampled, key, options.sampling)
+        greedy = generate(config, drawing, last, key, dataclasses.replace(options.sampling, top_k=1))
 
         def join(some: Array, one: Array) -> Array:
             together = [some.reshape(-1, options.samples, *some.shape[1:]), one[:, None]]
@@ -211,7 +216,7 @@ def policy_gradient(
         return jax.tree.map(lambda leaf: leaf[chosen_rows], experience)
 
     def predict(params: Params, reference: Params, part: GroupExperience) -> TokenScores:
-        logprob, entropies, _ = taken_scores(config, assemble(reference, params, adapter), part.rollout, temperature)
+        logprob, entropies, _ = taken_scores(config, policy(params, reference), part.rollout, temperature)
         return TokenScores(logprob=logprob, entropies=entropies)
 
     def terms(found: TokenScores, part: GroupExperience, minibatch: GroupExperience, kl_coefficient: Array) -> Metrics:
@@ -220,6 +225,8 @@ def policy_gradient(
 
         log_ratio = chosen.ratio(found.logprob, part.rollout.logprob, part.rollout.mask)
         losses = chosen.surrogate(found.logprob, log_ratio, part.advantages, *clips)
+        if options.old_logprob == "truncated":
+            losses = losses * sampler_weights(part.rollout, chosen.ratio, options.importance_cap)
         each = {
             "loss/policy": average(losses, chosen.reduction, constant),
             "policy/entropy": average(found.entropies, "token_mean"),
@@ -235,5 +242,5 @@ def policy_gradient(
         log_ratio = chosen.ratio(found.logprob, old, batch.rollout.mask)
         return step_metrics(found.logprob, old, log_ratio, batch.mask, *clips)
 
-    pieces = Pieces(draw=draw, prepare=prepare, predict=predict, terms=terms, measure=measure)
+    pieces = Pieces(policy, draw, prepare, predict, terms, measure, ratio=chosen.ratio)
     return on_policy(config, options, optimizer, kl, begin, pieces)

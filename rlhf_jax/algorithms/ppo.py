@@ -16,8 +16,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from rlhf_jax.algorithms.on_policy import OnPolicyConfig, Pieces, PolicyState, check_kl, in_parts, on_policy
-from rlhf_jax.algorithms.rollouts import predicting_states, rollout_metrics, scores_by_token, step_metrics, taken_scores
+from rlhf_jax.algorithms.on_policy import Pieces, PolicyState, check_kl, in_parts, on_policy
+from rlhf_jax.algorithms.on_policy_options import OnPolicyConfig
+from rlhf_jax.algorithms.rollouts import (
+    predicting_states,
+    rollout_metrics,
+    sampler_weights,
+    scores_by_token,
+    step_metrics,
+    taken_scores,
+)
 from rlhf_jax.algorithms.trained import assemble, check_roles, reference_policy, trainable
 from rlhf_jax.losses.advantages import gae, token_rewards, whiten
 from rlhf_jax.losses.kl import KLController, kl_estimate
@@ -146,12 +154,15 @@ def ppo(
         trained = {"policy": trainable(policy, adapter, policy_key), "value": value}
         return trained, reference_policy(given, policy, adapter), state_key
 
+    def policy(params: Params, reference: Params) -> Params:
+        return assemble(reference, params["policy"], adapter)
+
     def draw(params: Params, reference: Params, prompts: Prompts, key: Array) -> Rollout:
-        return generate(config, assemble(reference, params["policy"], adapter), prompts, key, options.sampling)
+        return generate(config, policy(params, reference), prompts, key, options.sampling)
 
     def forward(params: Params, reference: Params, taken: Rollout) -> Predictions:
-        policy, value = assemble(reference, params["policy"], adapter), params["value"]
-        logprob, entropies, states = taken_scores(config, policy, taken, temperature)
+        value = params["value"]
+        logprob, entropies, states = taken_scores(config, policy(params, reference), taken, temperature)
         if options.value_net == "separate":
             states = predicting_states(value_config, value["trunk"], taken)
         return Predictions(logprob=logprob, entropies=entropies, values=apply_head(value["head"], states))
@@ -193,7 +204,10 @@ def ppo(
 
         log_ratio = token_log_ratio(found.logprob, part.rollout.logprob, mask)
         clips = (options.clip_low, options.clip_high, options.dual_clip)
-        policy_loss = average(clipped_surrogate(found.logprob, log_ratio, part.advantages, *clips))
+        losses = clipped_surrogate(found.logprob, log_ratio, part.advantages, *clips)
+        if options.old_logprob == "truncated":
+            losses = losses * sampler_weights(part.rollout, token_log_ratio, options.importance_cap)
+        policy_loss = average(losses)
         value_loss = average(clipped_value_loss(found.values, part.values, part.returns, options.value_clip))
         entropy = average(found.entropies, "token_mean")
         loss = policy_loss + options.value_coefficient * value_loss - options.entropy_coefficient * entropy
@@ -210,5 +224,5 @@ def ppo(
         steps = step_metrics(found.logprob, taken.logprob, log_ratio, taken.mask, *clips)
         return steps | value_metrics(found.values, batch.values, batch.returns, taken.mask, options.value_clip)
 
-    pieces = Pieces(draw=draw, prepare=prepare, predict=predict, terms=terms, measure=measure)
+    pieces = Pieces(policy, draw, prepare, predict, terms, measure, ratio=token_log_ratio)
     return on_policy(config, options, optimizer, kl, begin, pieces)

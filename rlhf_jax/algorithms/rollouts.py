@@ -1,12 +1,16 @@
-"""What an on-policy algorithm reads off a rollout: prompts in groups, scores of the tokens taken, and metrics."""
+"""What an on-policy algorithm reads off a rollout: scores of the tokens taken, weights, lengths, and metrics."""
+
+from collections.abc import Callable
+from typing import Any
 
 import chex
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from rlhf_jax.losses.advantages import token_rewards
 from rlhf_jax.losses.kl import kl_estimate
-from rlhf_jax.losses.policy import ratio_metrics, token_log_ratio
+from rlhf_jax.losses.policy import importance_weights, ratio_metrics, token_log_ratio
 from rlhf_jax.losses.reduce import mean
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.heads import response_states, token_scores
@@ -35,6 +39,61 @@ def taken_scores(
     states = predicting_states(config, policy["trunk"], taken)
     logprob, entropies = token_scores(config, policy, states, taken.tokens, temperature)
     return logprob, entropies, states
+
+
+def sampler_weights(taken: Rollout, ratio: Callable[[Array, Array, Array], Array], cap: float) -> Float[Array, "B T"]:
+    """The weights of the tokens' losses that correct for a sampler other than the old policy, see `importance_weights`.
+
+    Args:
+        taken: a rollout whose `logprob` is the old policy's, and `sampling_logprob` that of what drew it.
+        ratio: of tokens or of responses, as the algorithm has it: `(logprob, old_logprob, mask) -> [B, T]`.
+        cap: the largest weight.
+    """
+    return importance_weights(ratio(taken.logprob, taken.sampling_logprob, taken.mask), cap)
+
+
+def response_lengths(longest: int, buckets: int) -> tuple[int, ...]:
+    """The lengths that responses of at most `longest` tokens are cut to, evenly spaced.
+
+    Example:
+        >>> response_lengths(64, 4), response_lengths(3, 4)
+        ((16, 32, 48, 64), (1, 2, 3))
+    """
+    return tuple(sorted({-(-longest * part // buckets) for part in range(1, buckets + 1)}))
+
+
+def at_length(
+    function: Callable[[Rollout, Array], Any],
+    taken: Rollout,
+    rewards: Float[Array, " B"] | Float[Array, "B T"],
+    buckets: int,
+) -> Any:
+    """`function(taken, rewards)` of responses that are cut to the shortest of a few lengths that holds them all.
+
+    Which one is decided on the device, as the program runs; it holds `function` once for each length. (Under `vmap` it
+    computes them all.)
+
+    Args:
+        function: its outputs have the same shapes whatever the length.
+        taken: a rollout.
+        rewards: of its responses, or of their tokens.
+        buckets: how many lengths; 1: none is cut.
+    """
+    lengths = response_lengths(taken.mask.shape[1], buckets)
+    if len(lengths) == 1:
+        return function(taken, rewards)
+
+    def cut(length: int) -> Callable[[Rollout, Array], Any]:
+        names = ("tokens", "mask", "logprob", "sampling_logprob")
+
+        def run(taken: Rollout, rewards: Array) -> Any:
+            short = taken.replace(**{name: taken[name][:, :length] for name in names})
+            return function(short, rewards if rewards.ndim == 1 else rewards[:, :length])
+
+        return run
+
+    needed = taken.mask.sum(axis=-1).max()
+    return jax.lax.switch((needed > jnp.array(lengths[:-1])).sum(), [cut(length) for length in lengths], taken, rewards)
 
 
 def scores_by_token(taken: Rollout, rewards: Float[Array, " B"] | Float[Array, "B T"]) -> Float[Array, "B T"]:

@@ -252,6 +252,34 @@ def reinforce_surrogate(
     return -jax.lax.stop_gradient(advantages).astype(logprob.dtype) * logprob
 
 
+def importance_weights(
+    log_ratio: Float[Array, "*batch"], cap: Float[Array, ""] | float = float("inf")
+) -> Float[Array, "*batch"]:
+    """Weights of the losses of tokens that another policy drew than the one the loss is about, held below a cap.
+
+        w = min(pi_old(y) / mu(y), cap), without gradient
+
+    Without a cap the mean of w f over draws of mu is the mean of f over draws of pi_old. A cap bounds the variance, for
+    a bias that stands where pi_old is likelier than mu by more than the cap.
+
+    Args:
+        log_ratio: of the old policy to the sampler mu, nats, any shape; see `token_log_ratio`.
+        cap: the largest weight.
+
+    Returns:
+        Weights of the same shape, at least float32.
+
+    Source: Ionides 2008, "Truncated importance sampling"; for a sampler whose numbers differ from those of training Yao
+    et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training".
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> [round(float(x), 4) for x in importance_weights(jnp.log(jnp.array([0.5, 1.0, 9.0])), 2.0)]
+        [0.5, 1.0, 2.0]
+    """
+    return jnp.minimum(jnp.exp(at_least_float32(jax.lax.stop_gradient(log_ratio))), cap)
+
+
 def ratio_metrics(
     log_ratio: Float[Array, "B T"],
     mask: Bool[Array, "B T"] | Float[Array, "B T"],

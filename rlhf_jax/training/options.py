@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from rlhf_jax.models.config import Remat
+from rlhf_jax.models.config import Attention, Remat
 from rlhf_jax.parallel.distributed import Distributed
 from rlhf_jax.training.resume import parse_best
 
@@ -97,8 +97,9 @@ class TrainingOptions(SourceOptions):
         max_grad_norm: gradients with a larger global norm are scaled down to it.
         accumulate: microbatches that an update sees one after the other (of PPO, an optimiser step), which needs less
             memory and changes no number; divides the rows of the batch (of a minibatch).
-        attention: how attention is computed: in whole ("reference"), in blocks, which travel between the devices of a
-            mesh with a sequence axis ("ring"), or by the kernel for TPUs ("splash").
+        attention: how attention is computed: what is fastest on these devices ("auto"), or in whole ("reference"), one
+            row after the other ("rows"), in blocks, which travel between the devices of a mesh with a sequence axis
+            ("ring"), or by the kernel for TPUs ("splash") or GPUs ("cudnn").
         remat: what a layer keeps for the backward pass, see `ModelConfig.remat`.
         adapter: train an adapter and leave the model's own parameters as they are; None: train all parameters.
         rank: rank of the adapter.
@@ -129,7 +130,7 @@ class TrainingOptions(SourceOptions):
     moments: Literal["float32", "bfloat16", "int8"] = "float32"
     max_grad_norm: float = 1.0
     accumulate: int = 1
-    attention: Literal["reference", "ring", "splash"] = "reference"
+    attention: Attention = "auto"
     remat: Remat = "none"
     adapter: AdapterKind | None = None
     rank: int = 8

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from rlhf_jax.losses.kl import KLController, adaptive_kl, fixed_kl
+from rlhf_jax.models.quantised import Storage
 from rlhf_jax.rewards.members import rule_state
 from rlhf_jax.training.adversarial import AdversarialOptions, check_adversarial, check_not_adversarial
 from rlhf_jax.training.options import TrainingOptions, check_options
@@ -44,6 +45,20 @@ class PolicyOptions(TrainingOptions, AdversarialOptions):
         passes: passes over the responses of an update.
         minibatches: optimiser steps a pass.
         offload_reference: on a mesh, keep the reference policy in the memory of the hosts while it is not used.
+        slots: responses that are drawn at a time, where some are much longer than others: one that has ended makes room
+            for the next; None: all at once.
+        cache: how keys and values are kept while drawing.
+        weights: how the policy's matrices are kept while drawing. Fewer bits are faster, and the policy that draws is
+            then a little off the one that is trained: see --old-logprob.
+        old_logprob: the log-probabilities that ratios are taken to: those of the draws ("rollout"), those of a forward
+            pass before the first step ("recomputed"), or these with the loss of each token weighted by how much
+            likelier the policy finds it than what drew it ("truncated"). "auto" compares the first two before training,
+            and takes those of the draws unless they are off by more than --logprob-bound.
+        logprob_bound: nats that the log-probability of any token drawn may be off. At 0.02 the first ratios are within
+            2 % of 1, a tenth of a clip of 0.2.
+        importance_cap: the largest weight of a token, for --old-logprob truncated.
+        length_buckets: lengths that responses are cut to for an update, as far as they are all shorter: the same
+            numbers without much of the padding, and so many times the time to compile.
     """
 
     learning_rate: float = 1e-5
@@ -65,6 +80,18 @@ class PolicyOptions(TrainingOptions, AdversarialOptions):
     passes: int = 1
     minibatches: int = 1
     offload_reference: bool = False
+    slots: int | None = None
+    cache: Storage = "computation"
+    weights: Storage = "computation"
+    old_logprob: Literal["auto", "rollout", "recomputed", "truncated"] = "auto"
+    logprob_bound: float = 0.02
+    importance_cap: float = 2.0
+    length_buckets: int = 1
+
+    @property
+    def draws_as_trained(self) -> bool:
+        """Whether the policy draws with the numbers that it is trained with."""
+        return self.cache == self.weights == "computation"
 
 
 def check_policy_run(options: PolicyOptions, name: str) -> None:
@@ -78,16 +105,20 @@ def check_policy_run(options: PolicyOptions, name: str) -> None:
         ValueError: the sentence names the option.
     """
     values = vars(options)
-    counts = ("reference_samples", "reference_responses", "passes", "minibatches")
+    counts = ("reference_samples", "reference_responses", "passes", "minibatches", "slots", "length_buckets")
     least = dict.fromkeys(counts, 1) | {"kl": 0, "missing_eos_penalty": 0}
     for option, bound in least.items():
         if values[option] is not None and not values[option] >= bound:
             raise ValueError(f"--{option.replace('_', '-')} is {values[option]}: give {bound} or more.")
-    for option in ("temperature", "target_kl", "kl_horizon"):
+    for option in ("temperature", "target_kl", "kl_horizon", "logprob_bound", "importance_cap"):
         if values[option] is not None and not values[option] > 0:
             raise ValueError(f"--{option.replace('_', '-')} is {values[option]}: give more than 0.")
     if options.dual_clip is not None and not options.dual_clip > 1:
         raise ValueError(f"--dual-clip is {options.dual_clip}: give more than 1.")
+    if options.old_logprob != "truncated" and options.importance_cap != PolicyOptions.importance_cap:
+        raise ValueError("--importance-cap is for --old-logprob truncated: give that too, or leave it out.")
+    if options.old_logprob in ("recomputed", "truncated") and options.logprob_bound != PolicyOptions.logprob_bound:
+        raise ValueError("--logprob-bound is for --old-logprob auto and rollout: leave it out.")
     check_run(options, name)
     check_options(options, ("reward",))
     check_controller(options)

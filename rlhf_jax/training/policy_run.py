@@ -1,23 +1,34 @@
 """One run of a script that trains a policy on its own responses: what it reads, and how it trains and reports.
 
 task = open_task(options)
+old_logprob = settle_old_logprob(options, folder, task, policy, key)
 result = train_policy(options, folder, task, rewarded.step, rewarded.score, state, key, …)
 """
 
+import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from rlhf_jax.data.pipeline import batches
 from rlhf_jax.models.adapters import AdapterConfig
-from rlhf_jax.parallel.meetings import on_first
+from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.heads import response_states, token_scores
+from rlhf_jax.models.transformer import apply_trunk
+from rlhf_jax.parallel.meetings import gathered, on_first
+from rlhf_jax.sampling.batches import generate_batches
 from rlhf_jax.sampling.filters import SamplingConfig
 from rlhf_jax.training.answers import Answers, answer, answer_rows, write_answers
 from rlhf_jax.training.compilation import CompileClock
-from rlhf_jax.training.devices import check_rows
+from rlhf_jax.training.devices import check_rows, current_mesh
 from rlhf_jax.training.export import export_policy
+from rlhf_jax.training.json_files import write_json
 from rlhf_jax.training.metrics import read_metrics
 from rlhf_jax.training.policy_options import PolicyOptions
 from rlhf_jax.training.prompting import (
@@ -77,16 +88,73 @@ def open_task(options: PolicyOptions) -> Task:
     longest = collate(data.train[: options.batch_size]).prompts.tokens.shape[1] + options.response_length
     parts = options.minibatches * options.accumulate
     check_rows(options.rows // parts, longest, "rows of a minibatch (with --accumulate, of a part of it)")
+    mesh = current_mesh()
+    if mesh is not None and mesh.shape["sequence"] > 1 and options.length_buckets > 1:
+        raise ValueError("--length-buckets cuts the sequences that the sequence axis of --mesh splits: leave one out.")
+    check_rows(options.slots, None, "--slots, which are drawn at a time")
+    sampling = sampling_of(source, options.response_length, temperature=options.temperature)
     return Task(
         source=source,
         data=data,
         collate=collate,
-        sampling=sampling_of(source, options.response_length, temperature=options.temperature),
+        sampling=dataclasses.replace(sampling, slots=options.slots, cache=options.cache, weights=options.weights),
         adapter=adapter_of(options),
         longest=longest,
         steps=steps,
         optimizer_steps=steps * options.passes * options.minibatches,
     )
+
+
+def settle_old_logprob(
+    options: PolicyOptions, folder: RunFolder, task: Task, policy: Params, key: Array
+) -> Literal["rollout", "recomputed", "truncated"]:
+    """Which log-probabilities ratios are taken to: those of the draws, if they are good and the options allow it.
+
+    The initial policy draws one batch and reads it again: the largest difference of a token's two log-probabilities is
+    held against `options.logprob_bound`. It comes from the dtype and from how the policy is kept while drawing, and is
+    logged at every step as `policy/max_logprob_gap`. What was found and chosen stays in the folder, in
+    `old_logprob.json`: a resumed run goes on with it.
+
+    Args:
+        options: the options.
+        folder: the run's folder.
+        task: what is trained on.
+        policy: the initial policy.
+        key: of the draws.
+    """
+    if options.old_logprob in ("recomputed", "truncated"):
+        return options.old_logprob
+    file = folder.path / "old_logprob.json"
+    known = on_first(lambda: json.loads(file.read_text()) if file.exists() else None, "a look at old_logprob.json")
+    if known is not None:
+        return known["chosen"]
+    items, prompts = task.data.train[: options.batch_size], (lambda rows: task.collate(rows).prompts)
+    config, temperature = task.source.config, task.sampling.logprob_temperature
+    drawn = generate_batches(config, policy, items, prompts, options.batch_size, key, task.sampling)
+    gap = max(float(gathered(logprob_gap(config, policy, taken, temperature))) for _, taken in drawn)
+    off = f"log-probabilities of the draws are up to {gap:.2g} nats off those of training"
+    fine = gap <= options.logprob_bound
+    chosen = "rollout" if fine or options.old_logprob == "rollout" else "recomputed"
+    on_first(lambda: write_json(file, {"gap": gap, "chosen": chosen}), "writing old_logprob.json")
+    if options.old_logprob == "auto":
+        side = "within" if fine else "above"
+        print(f"{off}, {side} --logprob-bound {options.logprob_bound:g}: --old-logprob {chosen}", flush=True)
+    elif not fine:
+        print(
+            f"warning: {off}, above --logprob-bound {options.logprob_bound:g}, so that the first ratios are not 1: "
+            "give --old-logprob recomputed or truncated",
+            flush=True,
+        )
+    return chosen
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def logprob_gap(config: ModelConfig, policy: Params, taken: Rollout, temperature: float) -> Float[Array, ""]:
+    """The largest difference between a token's log-probability when it was drawn and in a forward pass, nats."""
+    hidden = apply_trunk(config, policy["trunk"], taken.sequences.tokens, taken.sequences.mask).final
+    states = response_states(hidden, taken.tokens.shape[1])
+    logprob, _ = token_scores(config, policy, states, taken.tokens, temperature)
+    return jnp.max(jnp.where(taken.mask, jnp.abs(taken.logprob - logprob), 0.0))
 
 
 def train_policy(
@@ -150,7 +218,7 @@ def train_policy(
     write_answers(path, title, held_out, both, options.samples)
     final = trained.state.algorithm
     export_policy(folder.path, source, trained_in(final), final.reference, task.adapter)
-    rounding = 1e-2 if options.dtype == "float32" else 1.0
+    rounding = 1e-2 if options.dtype == "float32" and options.draws_as_trained else 1.0
     checks = [check("KL of the initial policy from itself", float(before.kl.mean()), 0.0, rounding)]
     share = on_first(lambda: largest(folder, "objective/trained"), "the share of responses that was trained on")
     if share is not None:  # methods that leave responses out may leave out all, those that did not end by themselves

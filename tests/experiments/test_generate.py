@@ -46,12 +46,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(script, config, tmp_path, mon
     assert summary["rows"][0]["n"] == 10
     assert json.loads((tmp_path / "whole" / "summary.json").read_text()) == summary
 
+    config = dataclasses.replace(config, slots=2)
     with monkeypatch.context() as patch:
         patch.setattr(script, "generate_batches", interrupted(script.generate_batches, after=1))
         with pytest.raises(KeyboardInterrupt):
             script.main(config)
     path = config.out / "completions.jsonl"
-    assert len(read_lines(path)) == 4
+    assert len(read_lines(path)) == 4  # drawn two at a time, and the same
     with path.open("a") as file:
         file.write('{"row": 3, "sam')
     script.main(dataclasses.replace(config, resume=True))
@@ -85,6 +86,7 @@ def test_greedy_completions_are_those_of_transformers(script, shared_data, tmp_p
         ({"samples": 0}, "--samples is 0"),
         ({"response_length": 64}, "leave no room for a prompt in 64"),
         ({"top_p": 0.0}, "top_p is 0"),
+        ({"slots": 0}, "slots is 0"),
         ({"columns": {"source": "row"}}, "has the column 'row', which is written here"),
         ({"columns": {"prompt": "question"}}, "not prompt or messages"),
         ({"resume": True}, "holds no run to resume"),

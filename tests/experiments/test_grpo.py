@@ -1,6 +1,7 @@
 """GRPO and its relatives of a tiny model, from files to a folder that `transformers` loads; and what is refused."""
 
 import dataclasses
+import json
 import sys
 from types import ModuleType
 
@@ -47,7 +48,9 @@ def config(script, tiny_model, demonstrations, tmp_path):
     )
 
 
-def test_a_wrong_number_of_rewards_ends_the_run_before_the_update_and_it_goes_on_from_there(script, config, function):
+def test_a_wrong_number_of_rewards_ends_the_run_before_the_update_and_it_goes_on_from_there(
+    script, config, function, capsys
+):
     at_start = 2  # calls: 4 held-out prompts, 2 a batch; then one call an update
     function.wrong = at_start + 2
     with pytest.raises(ValueError, match="returned 3 rewards for 4 completions"):
@@ -57,17 +60,22 @@ def test_a_wrong_number_of_rewards_ends_the_run_before_the_update_and_it_goes_on
     assert len(prompts) == 4 and prompts[0] == prompts[1] != prompts[2] == prompts[3]
     assert columns["completion"][0] == columns["completion"][1]
 
+    assert "within --logprob-bound 0.02: --old-logprob rollout" in capsys.readouterr().out
     function.wrong = None
+    found = json.loads((config.out / "old_logprob.json").read_text())
+    assert 0 < found["gap"] < 0.02 and found["chosen"] == "rollout"
     summary = script.main(dataclasses.replace(config, resume=True))
+    assert "--old-logprob" not in capsys.readouterr().out  # it goes on with what was found
     assert all(check["pass"] for check in summary["checks"])
     updates = [line for line in read_metrics(config.out / "metrics.jsonl") if "objective/scores" in line]
     assert [line["step"] for line in updates] == [1, 2]
     assert {"objective/equal_groups", "time/score", "loss/kl", "grad_norm"} <= set(updates[1])
+    assert updates[0]["policy/max_logprob_gap"] < 1e-3
     start, end = (load_policy(folder)[1] for folder in (config.model, config.out / "model"))
     assert any(jax.tree.leaves(jax.tree.map(lambda old, new: bool((old != new).any()), start, end)))
 
 
-def test_remax_of_an_adapter_with_preference_as_reward(script, config, rewards):
+def test_remax_of_an_adapter_with_preference_as_reward_drawn_in_turns_in_eight_bits(script, config, rewards, capsys):
     config = dataclasses.replace(
         config,
         reward=rewards[:1],
@@ -77,11 +85,18 @@ def test_remax_of_an_adapter_with_preference_as_reward(script, config, rewards):
         responses=1,
         adapter="lora",
         rank=2,
+        slots=1,
+        cache="int8",
+        weights="int8",
+        logprob_bound=1e-4,
+        length_buckets=2,
     )
     summary = script.main(config)
     (last,) = [
         line for line in read_metrics(config.out / "metrics.jsonl") if line.get("step") == 2 and "grad_norm" in line
     ]
+    assert "above --logprob-bound 0.0001: --old-logprob recomputed" in capsys.readouterr().out
+    assert last["policy/max_logprob_gap"] > 1e-4 and last["val/first_ratio"] == pytest.approx(1.0, abs=1e-5)
     assert 0.0 < last["rewards/transformed"] < 1.0 and last["loss/policy"] != 0.0
     names = {row["name"]: row["mean"] for row in summary["rows"]}
     assert names["held-out reward before"] != last["rewards/transformed"]
@@ -118,6 +133,11 @@ def test_remax_of_an_adapter_with_preference_as_reward(script, config, rewards):
         ({"minibatches": 3}, "--batch-size 2 makes 4 responses an update, which do not split into --minibatches 3"),
         ({"minibatches": 2, "accumulate": 4}, "do not split into --minibatches 2 x --accumulate 4"),
         ({"rule": "par"}, "--reward tiny_rewards:reward is a function"),
+        ({"slots": 0}, "--slots is 0: give 1 or more"),
+        ({"length_buckets": 0}, "--length-buckets is 0: give 1 or more"),
+        ({"logprob_bound": 0.0}, "--logprob-bound is 0.0: give more than 0"),
+        ({"importance_cap": 3.0}, "--importance-cap is for --old-logprob truncated"),
+        ({"old_logprob": "recomputed", "logprob_bound": 0.1}, "--logprob-bound is for --old-logprob auto and rollout"),
     ],
 )
 def test_bad_input_is_one_sentence_before_anything_is_read(script, config, function, change, sentence):
