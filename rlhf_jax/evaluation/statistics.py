@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
+from scipy import special
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def mean_interval(values: Float[np.ndarray, " n"], level: float = 0.95) -> Estim
     if count == 1:
         return Estimate(mean=mean, sd=math.nan, n=1, low=math.nan, high=math.nan)
     sd = float(values.std(ddof=1, dtype=np.float64))
-    half = float(stats.t.ppf((1.0 + level) / 2.0, count - 1)) * sd / math.sqrt(count)
+    half = float(special.stdtrit(count - 1, (1.0 + level) / 2.0)) * sd / math.sqrt(count)
     return Estimate(mean=mean, sd=sd, n=count, low=mean - half, high=mean + half)
 
 
@@ -258,6 +258,8 @@ def spearman(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
         >>> round(spearman(np.array([1.0, 2.0, 3.0]), np.array([1.0, 10.0, 100.0])), 6)
         1.0
     """
+    from scipy import stats
+
     return pearson(stats.rankdata(a), stats.rankdata(b)) if _both_vary(a, b) else math.nan
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
+from scipy import special
 
 from rlhf_jax.evaluation.judging import Rows, pair_right
 from rlhf_jax.evaluation.statistics import bootstrap_rows
@@ -78,4 +78,4 @@ def voting_accuracy(probability: Float[np.ndarray, " n"], votes: int) -> Float[n
     """
     if votes < 1:
         raise ValueError(f"a majority needs at least one vote; there are {votes}")
-    return stats.binom.sf(votes // 2, votes, probability)
+    return special.bdtrc(votes // 2, votes, probability)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
-from scipy import stats
+from scipy import special
 
 from rlhf_jax.icl.checks import at_least
 from rlhf_jax.icl.claims.estimators import over_batches
@@ -117,7 +117,7 @@ def pool_errors(
                 )
             )
         if size == 1:
-            error, quantile = float(standard_error(bayes_fresh[place])), stats.t.ppf(0.99865, pools - 1)
+            error, quantile = float(standard_error(bayes_fresh[place])), special.stdtrit(pools - 1, 0.99865)
             rows += [
                 Comparison(
                     "error/d of Bayes over a pool of 1 on it", 0.0, float(bayes_pool[place].max()), tolerance=1e-6

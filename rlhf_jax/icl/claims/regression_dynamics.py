@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from scipy import stats
 
 from rlhf_jax.icl.comparison import Comparison, standard_error, within
 from rlhf_jax.icl.models.linear_attention import label_mean, reduced_prediction
@@ -59,6 +58,8 @@ def gradient_flow_limit(
         scale: s.
         seed: of the axes and of V.
     """
+    from scipy import stats
+
     rng = np.random.default_rng(seed)
     axes = stats.ortho_group.rvs(dimension, random_state=rng) if dimension > 1 else np.eye(1)
     covariance = (axes * np.linspace(0.5, 1.5, dimension)) @ axes.T

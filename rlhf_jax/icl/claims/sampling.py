@@ -6,7 +6,6 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
 from rlhf_jax.icl.checks import at_least
 from rlhf_jax.icl.comparison import Comparison, within_errors
@@ -114,6 +113,8 @@ def both_forms(
     Returns:
         Six comparisons.
     """
+    from scipy import stats
+
     at_least("number of prompts", count, 2)
     c, d = law.mixture.classes, law.mixture.dimension
     task = draw_means(jax.random.key(seed), law, 1)

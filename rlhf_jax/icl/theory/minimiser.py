@@ -14,7 +14,6 @@ enters through one number a class. Their loss is averaged over quasi-random poin
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 from scipy.special import logsumexp, softmax
 
 from rlhf_jax.icl.checks import at_least, power_of_two
@@ -68,6 +67,8 @@ def draw_invariants(mixture: Mixture, length: int, stratified: bool, points: int
 
         z_1 - z_0 = w (a / 2 + b m'y + |y| e / sqrt(N)),      a = u'y,  b = (n_1 - n_0) / N,  e ~ N(0, 1).
     """
+    from scipy import stats
+
     length, points = at_least("context length", length, 1), power_of_two("number of points", points)
     d = mixture.dimension
     sobol = stats.qmc.Sobol(7, scramble=True, rng=np.random.default_rng(seed))

@@ -13,7 +13,6 @@ repeat with other seeds for a standard error.
 import dataclasses
 
 import numpy as np
-from scipy import stats
 
 from rlhf_jax.icl.checks import at_least, check_length, power_of_two
 from rlhf_jax.icl.mixture import Mixture, symmetric_root
@@ -126,6 +125,8 @@ def draw(mixture: Mixture, points: int = 2**16, seed: int = 0, shift: Shift = NO
     Raises:
         ValueError: `points` is no power of two, or the shift is impossible (see `shift.shifted`).
     """
+    from scipy import stats
+
     points = power_of_two("number of points", points)
     law = shifted(mixture, shift)
     d, c = mixture.dimension, mixture.classes
@@ -164,6 +165,8 @@ def mirrored(population: Population) -> Population:
 
 def _binomial(uniform: np.ndarray, trials: np.ndarray, share: float) -> np.ndarray:
     """The number of successes whose distribution function first reaches `uniform`, int [n]."""
+    from scipy import stats
+
     if np.ptp(trials) == 0:
         table = stats.binom.cdf(np.arange(trials[0] + 1), trials[0], share)
         return np.minimum(np.searchsorted(table, uniform), trials)

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy import stats
 from scipy.special import expit
 
 from rlhf_jax.evaluation.judging import pair_right
@@ -116,6 +115,8 @@ def scores(rng: np.random.Generator, scorers: Scorers, answers: Answers) -> Floa
 
 def human_metrics(rng: np.random.Generator, scorers: Scorers, battles: int, draws: int = 40) -> dict[str, np.ndarray]:
     """Metrics on human preferences between answers of two of 20 models, by name: [M], larger is better."""
+    from scipy import stats
+
     models = np.array([rng.choice(GENERATORS, 2, replace=False) for _ in range(battles)])
     ability, domain = 0.4 * rng.standard_normal(GENERATORS), rng.integers(DOMAINS, size=battles)
     one, other = (draw_answers(rng, domain, ability[models[:, side]]) for side in (0, 1))
