@@ -31,7 +31,7 @@ from rlhf_jax.algorithms.reward_modeling import reward_modeling
 from rlhf_jax.algorithms.sft import sft
 from rlhf_jax.evaluation.statistics import row
 from rlhf_jax.losses.preference_choices import preference_loss
-from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.config import Attention, ModelConfig
 from rlhf_jax.models.heads import apply_head, init_policy, init_reward_model, reward_features
 from rlhf_jax.models.huggingface import load_config
 from rlhf_jax.parallel.mesh import MeshShape, make_mesh
@@ -132,7 +132,7 @@ class Config:
     frozen_dtype: Dtype = "bfloat16"
     moments: Literal["float32", "bfloat16", "int8"] = "float32"
     remat: str = "full"
-    attention: Literal["reference", "ring", "splash"] = "reference"
+    attention: Attention = "reference"
     split_optimizer: bool = False
     offload_reference: bool = False
     compute_efficiency: float = 0.5

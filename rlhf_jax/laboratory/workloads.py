@@ -6,20 +6,28 @@ are donated, as in the training scripts.
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from rlhf_jax.algorithms.compose import ComposedState, compose
-from rlhf_jax.algorithms.in_place import in_place
-from rlhf_jax.algorithms.on_policy import PolicyState
 from rlhf_jax.algorithms.optimizer import adam
 from rlhf_jax.algorithms.policy_gradient import PolicyGradientConfig, policy_gradient
 from rlhf_jax.algorithms.ppo import PPOConfig, ppo
 from rlhf_jax.algorithms.preference import preference
 from rlhf_jax.algorithms.reward_modeling import reward_modeling
 from rlhf_jax.algorithms.sft import sft
+from rlhf_jax.laboratory.work import (
+    Sizes,
+    Work,
+    decoded_bytes,
+    drawing_work,
+    learning_work,
+    rows_of_rollout,
+    training_work,
+)
 from rlhf_jax.losses.kl import fixed_kl
 from rlhf_jax.losses.preference_choices import preference_loss
 from rlhf_jax.models.config import ModelConfig
@@ -34,53 +42,25 @@ from rlhf_jax.sampling.generate import generate
 from rlhf_jax.types import Algorithm, Demonstrations, PreferenceBatch, Prompts, Score, Sequences
 
 
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """Sizes of all workloads.
-
-    Attributes:
-        prompt_length: tokens of each prompt.
-        response_length: tokens of each response.
-        generated: responses of the row "generate".
-        prompts: prompts of a step of GRPO.
-        samples: responses to each of them; PPO has prompts x samples prompts.
-        sequence_length: tokens of each demonstration, and of each completion of a pair with its prompt.
-        demonstrations: rows of a step of SFT.
-        pairs: rows of a step of DPO and of reward modelling.
-        scored: sequences that are scored, and whose last-layer statistics are taken.
-        kl_coefficient: weight of the KL from the reference.
-    """
-
-    prompt_length: int = 64
-    response_length: int = 64
-    generated: int = 32
-    prompts: int = 8
-    samples: int = 4
-    sequence_length: int = 256
-    demonstrations: int = 16
-    pairs: int = 8
-    scored: int = 32
-    kl_coefficient: float = 0.04
-
-
 class Workload(NamedTuple):
     """A step to time.
 
     Attributes:
         begin: makes the first state, which the step donates.
-        step: `step(state, *rest) -> (state, found)`.
+        step: `step(state, *rest) -> (state, found)`, from `jax.jit`.
         rest: what it reads besides.
         tokens: tokens that count: those drawn by "generate", else all of the batch, prompts included.
         flops: of the step's matrix products, by arithmetic.
-        read: bytes that decoding has to read, each weight and each cached key and value once a token; 0 where nothing
-            is decoded.
+        again: those of them that a backward pass computes a second time.
+        read: of "generate", bytes that decoding has to read: each weight and each cached key and value once a token.
     """
 
     begin: Callable[[], Any]
-    step: Callable[..., tuple[Any, Any]]
+    step: Any
     rest: tuple[Any, ...]
     tokens: int
     flops: float
+    again: float = 0.0
     read: float = 0.0
 
 
@@ -91,13 +71,23 @@ def workloads(config: ModelConfig, sizes: Sizes) -> dict[str, Callable[[], Workl
         config: shape of all models.
         sizes: of the batches.
     """
+    several = len(sizes.generated) > 1
     return {
-        "generate": lambda: generation(config, sizes),
+        **{
+            f"generate, batch {rows}" if several else "generate": partial(generation, config, sizes, rows)
+            for rows in sizes.generated
+        },
         "SFT": lambda: fine_tuning(config, sizes),
         "reward model": lambda: reward_model(config, sizes),
         "DPO": lambda: direct_preference(config, sizes),
         "GRPO": lambda: group_relative(config, sizes),
+        "GRPO rollout": lambda: drawing_of(config, sizes, sizes.prompts, _group_relative(config, sizes)),
+        "GRPO update": lambda: learning_of(config, sizes, sizes.prompts, _group_relative(config, sizes)),
         "PPO": lambda: proximal(config, sizes),
+        "PPO, shared trunk": lambda: proximal(config, sizes, "shared"),
+        "PPO rollout": lambda: drawing_of(config, sizes, sizes.prompts * sizes.samples, _proximal(config, sizes)),
+        "PPO update": lambda: learning_of(config, sizes, sizes.prompts * sizes.samples, _proximal(config, sizes)),
+        "rollout score": lambda: scoring(config, rows_of_rollout(sizes)),
         "score": lambda: scoring(config, sizes),
         "last-layer statistics": lambda: statistics(config, sizes),
     }
@@ -119,39 +109,25 @@ def random_sequences(config: ModelConfig, rows: int, length: int, seed: int = 2)
 
 def endless(sizes: Sizes) -> SamplingConfig:
     """Sampling that nothing ends before the longest response."""
-    return SamplingConfig(max_new_tokens=sizes.response_length, stop_tokens=())
+    return SamplingConfig(
+        max_new_tokens=sizes.response_length, stop_tokens=(), cache=sizes.cache, weights=sizes.weights
+    )
 
 
-def decoded_bytes(config: ModelConfig, rows: int, prompt: int, new: int) -> float:
-    """Bytes that decoding `new` tokens a row has to read: weights once a step, and the cache as far as it is filled.
-
-    Example:
-        >>> config = ModelConfig(vocab_size=8, width=4, layers=1, heads=2, key_value_heads=1, feed_forward_width=8,
-        ...                      context_length=8, dtype="float32")
-        >>> decoded_bytes(config, rows=1, prompt=2, new=2)  # 176 weights; one step reads 3 slots of 2 x 2 numbers
-        752.0
-    """
-    size = jnp.dtype(config.dtype).itemsize
-    weights = flops.projection_flops(config) / 2 + config.width * config.vocab_size
-    slot = 2 * config.layers * config.key_value_heads * config.head_size
-    slots = sum(prompt + step for step in range(1, new))
-    return float(size * ((new - 1) * weights + rows * slot * slots))
-
-
-def generation(config: ModelConfig, sizes: Sizes) -> Workload:
-    """Drawing responses to prompts."""
-    rows, sampling = sizes.generated, endless(sizes)
+def generation(config: ModelConfig, sizes: Sizes, rows: int) -> Workload:
+    """Drawing a response to each of so many prompts; parameters are kept in the dtype of the computation."""
+    config, sampling = dataclasses.replace(config, param_dtype=config.dtype), endless(sizes)
 
     def draw(step: jax.Array, params: Any, prompts: Prompts):
         return step + 1, generate(config, params, prompts, jax.random.fold_in(jax.random.key(3), step), sampling)
 
     return Workload(
         begin=lambda: jnp.int32(0),
-        step=in_place(draw),
+        step=jax.jit(draw, donate_argnums=0),
         rest=(init_policy(config, jax.random.key(0)), random_prompts(config, rows, sizes.prompt_length)),
         tokens=rows * sizes.response_length,
         flops=flops.generation_flops(config, rows, sizes.prompt_length, sizes.response_length),
-        read=decoded_bytes(config, rows, sizes.prompt_length, sizes.response_length),
+        read=decoded_bytes(config, sizes, rows),
     )
 
 
@@ -161,23 +137,22 @@ def fine_tuning(config: ModelConfig, sizes: Sizes) -> Workload:
     found = random_sequences(config, rows, length)
     batch = Demonstrations(tokens=found.tokens, mask=found.mask, loss_mask=found.mask.at[:, 0].set(False))
     algorithm = sft(config, adam(1e-5))
-    work = flops.training_flops(config, rows, length, length - 1)
-    return _update(algorithm, batch, rows * length, work)
+    return _update(algorithm, batch, rows * length, training_work(config, rows, length, length - 1))
 
 
 def reward_model(config: ModelConfig, sizes: Sizes) -> Workload:
     """An update of a Bradley-Terry reward model."""
-    length = sizes.sequence_length
-    work = flops.training_flops(config, 2 * sizes.pairs, length, 0)
-    return _update(reward_modeling(config, adam(1e-5)), random_pairs(config, sizes), 2 * sizes.pairs * length, work)
+    rows, length = 2 * sizes.pairs, sizes.sequence_length
+    algorithm = reward_modeling(config, adam(1e-5))
+    return _update(algorithm, random_pairs(config, sizes), rows * length, training_work(config, rows, length, 0))
 
 
 def direct_preference(config: ModelConfig, sizes: Sizes) -> Workload:
     """An update of DPO, the reference's forward pass included."""
     rows, length = 2 * sizes.pairs, sizes.sequence_length
     algorithm = preference(config, preference_loss("dpo"), adam(1e-5))
-    train = flops.training_flops(config, rows, length, length - 1)
-    work = train + flops.scoring_flops(config, rows, length, length - 1)
+    work = training_work(config, rows, length, length - 1)
+    work = work._replace(flops=work.flops + flops.scoring_flops(config, rows, length, length - 1))
     return _update(algorithm, random_pairs(config, sizes), rows * length, work)
 
 
@@ -187,37 +162,67 @@ def random_pairs(config: ModelConfig, sizes: Sizes) -> PreferenceBatch:
     return PreferenceBatch(chosen=chosen, rejected=rejected, margin=jnp.zeros(sizes.pairs))
 
 
-def _update(algorithm: Algorithm, batch: Any, tokens: int, work: float) -> Workload:
+def _update(algorithm: Algorithm, batch: Any, tokens: int, work: Work) -> Workload:
     return Workload(
         begin=lambda: algorithm.init(jax.random.key(0)),
-        step=in_place(algorithm.update),
+        step=jax.jit(algorithm.update, donate_argnums=0),
         rest=(batch,),
         tokens=tokens,
-        flops=work,
+        flops=work.flops,
+        again=work.again,
     )
+
+
+def _group_relative(config: ModelConfig, sizes: Sizes) -> Algorithm:
+    options = PolicyGradientConfig(sampling=endless(sizes), samples=sizes.samples)
+    return policy_gradient(config, options, adam(1e-5), fixed_kl(sizes.kl_coefficient))
+
+
+def _proximal(config: ModelConfig, sizes: Sizes, value_net: str = "separate") -> Algorithm:
+    options = PPOConfig(sampling=endless(sizes), epochs=1, minibatches=1, value_net=value_net)
+    return ppo(config, options, adam(1e-5), fixed_kl(sizes.kl_coefficient))
 
 
 def group_relative(config: ModelConfig, sizes: Sizes) -> Workload:
     """A step of GRPO: rollout, reward, reference, update."""
-    rows, length, new = sizes.prompts * sizes.samples, sizes.prompt_length, sizes.response_length
-    options = PolicyGradientConfig(sampling=endless(sizes), samples=sizes.samples)
-    algorithm = policy_gradient(config, options, adam(1e-5), fixed_kl(sizes.kl_coefficient))
-    prompts = random_prompts(config, sizes.prompts, length)
-    work = flops.generation_flops(config, rows, length, new) + flops.scoring_flops(config, rows, length + new, new)
-    work += flops.training_flops(config, rows, length + new, new)
-    return _on_policy(config, sizes, algorithm, lambda: None, prompts, work)
+    algorithm = _group_relative(config, sizes)
+    rollout = drawing_work(config, sizes, sizes.prompts * sizes.samples, sizes.prompts)
+    return _on_policy(config, sizes, sizes.prompts, algorithm, rollout, learning_work(config, sizes, "none"))
 
 
-def proximal(config: ModelConfig, sizes: Sizes) -> Workload:
-    """A step of PPO: rollout, reward, reference, value net, update of policy and value net."""
-    rows, length, new = sizes.prompts * sizes.samples, sizes.prompt_length, sizes.response_length
-    options = PPOConfig(sampling=endless(sizes), epochs=1, minibatches=1)
-    algorithm = ppo(config, options, adam(1e-5), fixed_kl(sizes.kl_coefficient))
-    total = length + new
-    work = flops.generation_flops(config, rows, length, new) + flops.scoring_flops(config, rows, total, new)
-    work += flops.scoring_flops(config, rows, total) + flops.training_flops(config, rows, total, 0)
-    work += flops.training_flops(config, rows, total, new)
-    return _on_policy(config, sizes, algorithm, lambda: None, random_prompts(config, rows, length), work)
+def proximal(config: ModelConfig, sizes: Sizes, value_net: str = "separate") -> Workload:
+    """A step of PPO: rollout, reward, reference, value net, update of policy and value net (see `PPOConfig`)."""
+    rows = sizes.prompts * sizes.samples
+    rollout, learn = drawing_work(config, sizes, rows, rows), learning_work(config, sizes, value_net)
+    return _on_policy(config, sizes, rows, _proximal(config, sizes, value_net), rollout, learn)
+
+
+def drawing_of(config: ModelConfig, sizes: Sizes, prompts: int, algorithm: Algorithm) -> Workload:
+    """The first part of an on-policy step by itself: the rollout."""
+    rows = sizes.prompts * sizes.samples
+    return Workload(
+        begin=lambda: algorithm.init(jax.random.key(0)),
+        step=jax.jit(algorithm.rollout, donate_argnums=0),
+        rest=(random_prompts(config, prompts, sizes.prompt_length),),
+        tokens=rows * sizes.response_length,
+        flops=drawing_work(config, sizes, rows, prompts),
+    )
+
+
+def learning_of(config: ModelConfig, sizes: Sizes, prompts: int, algorithm: Algorithm) -> Workload:
+    """The last part of an on-policy step by itself: the reference (and the value net) and the update."""
+    rows = sizes.prompts * sizes.samples
+    drawing = jax.jit(algorithm.init)(jax.random.key(0))
+    drawing, taken = jax.jit(algorithm.rollout)(drawing, random_prompts(config, prompts, sizes.prompt_length))
+    work = learning_work(config, sizes, "none" if prompts < rows else "separate")
+    return Workload(
+        begin=lambda: algorithm.init(jax.random.key(0)),
+        step=jax.jit(algorithm.update, donate_argnums=0),
+        rest=(taken, jax.random.normal(jax.random.key(4), (rows,))),
+        tokens=rows * (sizes.prompt_length + sizes.response_length),
+        flops=work.flops,
+        again=work.again,
+    )
 
 
 def low_tokens(params: Any, tokens: jax.Array, mask: jax.Array) -> Score:
@@ -226,26 +231,22 @@ def low_tokens(params: Any, tokens: jax.Array, mask: jax.Array) -> Score:
 
 
 def _on_policy(
-    config: ModelConfig, sizes: Sizes, algorithm: Algorithm, reward: Callable[[], Any], prompts: Prompts, work: float
+    config: ModelConfig, sizes: Sizes, prompts: int, algorithm: Algorithm, rollout: float, learn: Work
 ) -> Workload:
-    rows, length, new = sizes.prompts * sizes.samples, sizes.prompt_length, sizes.response_length
+    rows, length = sizes.prompts * sizes.samples, sizes.prompt_length
     whole, transform = compose(algorithm, low_tokens, single()), single()
 
-    def step(state: ComposedState, prompts: Prompts, params: Any):
-        state, output = whole(state, prompts, params)
+    def step(state: ComposedState, prompts: Prompts):
+        state, output = whole(state, prompts, None)
         return state, output.metrics
 
-    def begin() -> ComposedState:
-        state: PolicyState = algorithm.init(jax.random.key(0))
-        return ComposedState(algorithm=state, transform=transform.init())
-
     return Workload(
-        begin=begin,
-        step=in_place(step),
-        rest=(prompts, reward()),
-        tokens=rows * (length + new),
-        flops=work,
-        read=decoded_bytes(config, rows, length, new),
+        begin=lambda: ComposedState(algorithm=algorithm.init(jax.random.key(0)), transform=transform.init()),
+        step=jax.jit(step, donate_argnums=0),
+        rest=(random_prompts(config, prompts, length),),
+        tokens=rows * (length + sizes.response_length),
+        flops=rollout + learn.flops,
+        again=learn.again,
     )
 
 
@@ -274,7 +275,7 @@ def _reading(config: ModelConfig, sizes: Sizes, step: Callable, params: Any, bat
     rows, length = sizes.scored, sizes.sequence_length
     return Workload(
         begin=lambda: jnp.int32(0),
-        step=in_place(step),
+        step=jax.jit(step, donate_argnums=0),
         rest=(params, batch),
         tokens=rows * length,
         flops=flops.scoring_flops(config, rows, length),

@@ -71,6 +71,12 @@ def test_devices_do_not_communicate_when_lanes_divide(rule):
     assert not [name for name in COLLECTIVES if name in text]
 
 
+def test_lanes_that_do_not_divide_are_gathered():
+    """The search for collectives above is no formality: where results of surplus lanes are dropped it finds some."""
+    text = jax.jit(over_lanes(descend, "map")).lower(lanes_of(11), TARGET).compile().as_text()
+    assert [name for name in COLLECTIVES if name in text]
+
+
 def test_mapped_lanes_stop_alone_and_vmapped_lanes_together():
     """A mapped program runs lanes in a loop around their own; a vmapped one has the one loop."""
     lanes = lanes_of(4)

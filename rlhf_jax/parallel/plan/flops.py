@@ -13,7 +13,10 @@ A backward pass costs twice its forward pass. A block that is rematerialised in 
 its attention; and logits are always computed again.
 """
 
+from rlhf_jax.models.attention_choice import chosen_attention
 from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.row_attention import parts
+from rlhf_jax.sampling.generate import rooms
 
 
 def projection_flops(config: ModelConfig) -> float:
@@ -41,8 +44,9 @@ def attention_flops(config: ModelConfig, slots: int) -> float:
 def forward_flops(config: ModelConfig, rows: int, tokens: int) -> float:
     """FLOPs of one forward pass of the trunk.
 
-    The reference and the ring attention multiply whole squares and mask the upper half; the kernel ("splash") skips
-    blocks above the diagonal and outside a local layer's window.
+    The reference and the ring attention multiply whole squares and mask the upper half; "rows" skips most of it; the
+    kernels ("splash", "cudnn") skip what is above the diagonal and outside a local layer's window. "auto" is what it
+    stands for on the devices that there are.
 
     Args:
         config: the model's shape.
@@ -82,14 +86,20 @@ def scoring_flops(config: ModelConfig, rows: int, tokens: int, scored: int = 0) 
 
 
 def generation_flops(config: ModelConfig, rows: int, prompt: int, new: int) -> float:
-    """FLOPs of a prefill and `new` drawn tokens a row; a decoded token is multiplied with every slot of the cache."""
-    decoded = projection_flops(config) + attention_flops(config, prompt + new + 1)
-    return forward_flops(config, rows, prompt) + rows * (new - 1) * decoded + unembedding_flops(config, rows * new)
+    """FLOPs of a prefill and `new` drawn tokens a row; one is multiplied with every slot that the cache has by then."""
+    ends = rooms(new)
+    steps = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    slots = sum(count * (prompt + end + 1) for count, end in zip(steps, ends, strict=True))
+    decoded = (new - 1) * projection_flops(config) + attention_flops(config, slots)
+    return forward_flops(config, rows, prompt) + rows * decoded + unembedding_flops(config, rows * new)
 
 
 def _scores(config: ModelConfig, tokens: int) -> float:
     """FLOPs of attention for one token of a forward pass, on average."""
-    if config.attention not in ("splash", "cudnn"):
+    kind = chosen_attention(config, tokens)
+    if kind in ("reference", "ring"):
         return attention_flops(config, tokens)
+    if kind == "rows":
+        return attention_flops(config, 1) * sum((part.stop - part.start) * part.stop for part in parts(tokens)) / tokens
     seen = [min(config.window, tokens) if local else (tokens + 1) / 2 for local in config.is_local]
     return 4.0 * config.heads * config.head_size * sum(seen)

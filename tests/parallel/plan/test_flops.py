@@ -72,8 +72,17 @@ def test_generation_is_a_prefill_and_one_token_at_a_time():
     assert first == flops.forward_flops(SMALL, 2, 8) + flops.unembedding_flops(SMALL, 2)
     further = flops.generation_flops(SMALL, 2, 8, 3) - flops.generation_flops(SMALL, 2, 8, 2)
     slots = 3 * 4 * 4 * 4 * 2  # layers, 4 FLOPs, heads, head width, rows
-    decoded = 2 * flops.projection_flops(SMALL) + flops.unembedding_flops(SMALL, 2) + slots * (8 + 3 + 1)
-    assert further == decoded + slots  # the buffer of the longer one has one slot more, for the token before too
+    decoded = 2 * flops.projection_flops(SMALL) + flops.unembedding_flops(SMALL, 2) + slots * (8 + 2 + 1)
+    assert further == decoded + slots  # the cache of the longer one has one slot more, for the token before too
+
+
+def test_rows_skip_what_is_behind_their_part_and_auto_is_what_it_stands_for():
+    reference = dataclasses.replace(SMALL, attention="reference", context_length=256)
+    rows, auto = (dataclasses.replace(reference, attention=kind) for kind in ("rows", "auto"))
+    skipped = flops.forward_flops(reference, 1, 128) - flops.forward_flops(rows, 1, 128)
+    assert skipped == 3 * 4 * 16 * 128 * 128 * 6 / 16  # three layers; 3 + 2 + 1 of 16 squares
+    assert flops.forward_flops(auto, 1, 128) == flops.forward_flops(rows, 1, 128)
+    assert flops.forward_flops(auto, 1, 24) == flops.forward_flops(reference, 1, 24)
 
 
 def test_the_kernel_skips_what_is_masked():
