@@ -63,10 +63,11 @@ def _mask(length, seed):
 
 def _sequences(seed):
     mask = _mask(PROMPT + RESPONSE, seed)
+    before = jnp.pad(mask[:, :-1], ((0, 0), (1, 0)))  # a token behind padding is predicted from what means nothing
     kind = dict(
         tokens=_tokens(mask.shape, seed),
         mask=mask,
-        loss_mask=mask & jnp.asarray(np.arange(mask.shape[1]) >= PROMPT)[None],
+        loss_mask=mask & before & jnp.asarray(np.arange(mask.shape[1]) >= PROMPT)[None],
     )
     return kind
 
