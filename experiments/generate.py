@@ -24,10 +24,11 @@ from rlhf_jax.models.quantised import Storage
 from rlhf_jax.parallel.distributed import first_process
 from rlhf_jax.parallel.meetings import gathered, on_first
 from rlhf_jax.sampling.batches import generate_batches
+from rlhf_jax.sampling.queue import InTurns
 from rlhf_jax.training import run_folder
 from rlhf_jax.training.command_line import run, started
 from rlhf_jax.training.compilation import CompileClock
-from rlhf_jax.training.devices import on_devices
+from rlhf_jax.training.devices import check_rows, on_devices
 from rlhf_jax.training.json_lines import line_of, read_lines, write_lines
 from rlhf_jax.training.metrics import MetricsWriter
 from rlhf_jax.training.options import SourceOptions
@@ -131,7 +132,9 @@ def main(config: Config) -> dict:
         top_p=config.top_p,
         min_p=config.min_p,
     )
-    sampling = dataclasses.replace(sampling, slots=config.slots, cache=config.cache, weights=config.weights)
+    check_rows(config.slots, None, "--slots, which are drawn at a time")
+    decode = None if config.slots is None else InTurns(config.slots)
+    sampling = dataclasses.replace(sampling, decode=decode, cache=config.cache, weights=config.weights)
     items = read_items(config, source)
     collate = collate_prompts(source, items, config.response_length, BUCKETS)
     policy = read_policy(source)

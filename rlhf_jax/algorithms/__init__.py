@@ -1,7 +1,6 @@
 """Algorithms as triples of pure functions, `Algorithm(init, rollout, update)`.
 
 - `optimizer`: one way to make and apply an optax optimiser.
-- `compressed_moments`: Adam with moments in 2 bytes or 1 byte a parameter.
 - `accumulation`: gradients of a batch, some of its rows at a time.
 - `in_place`: how a host loop compiles a step.
 - `trained`: a whole model or an adapter on a frozen one, in every algorithm.

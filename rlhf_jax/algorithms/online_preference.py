@@ -30,7 +30,8 @@ from rlhf_jax.losses.reward import preference_accuracy
 from rlhf_jax.models.adapters import AdapterConfig
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.sampling.filters import SamplingConfig
-from rlhf_jax.sampling.generate import check_eta, generate, generate_mixture, repeat_prompts
+from rlhf_jax.sampling.generate import generate, repeat_prompts
+from rlhf_jax.sampling.mixture import check_eta, generate_mixture
 from rlhf_jax.types import Algorithm, Metrics, Params, Prompts, Rollout
 
 OPPONENTS = ("policy", "reference", "mixture")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlhf_jax.algorithms.compressed_moments import Moments, scale_by_adam
+from rlhf_jax.models.compressed_moments import Moments, scale_by_adam
 from rlhf_jax.types import Metrics, Params
 
 

@@ -25,6 +25,7 @@ from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.heads import init_policy
 from rlhf_jax.sampling.filters import SamplingConfig
 from rlhf_jax.sampling.generate import generate
+from rlhf_jax.sampling.queue import InTurns
 from rlhf_jax.training.run_folder import check
 from rlhf_jax.types import Rollout
 
@@ -39,7 +40,7 @@ def geometric_lengths(config: ModelConfig, mean_length: int, longest: int, slots
         config: the policy's shape.
         mean_length: of responses, were none cut off.
         longest: where they are cut off.
-        slots: see `SamplingConfig`.
+        slots: see `InTurns`; None: all at once.
 
     Raises:
         ValueError: the vocabulary is too small for the mean.
@@ -47,7 +48,9 @@ def geometric_lengths(config: ModelConfig, mean_length: int, longest: int, slots
     if not 1 <= mean_length <= config.vocab_size:
         raise ValueError(f"a mean length of {mean_length} needs as many tokens; there are {config.vocab_size}.")
     return SamplingConfig(
-        max_new_tokens=longest, stop_tokens=tuple(range(0, config.vocab_size, mean_length)), slots=slots
+        max_new_tokens=longest,
+        stop_tokens=tuple(range(0, config.vocab_size, mean_length)),
+        decode=None if slots is None else InTurns(slots),
     )
 
 

@@ -5,6 +5,7 @@
 - `layers`, `attention`, `rope`, `experts`: its parts, and the key-value cache.
 - `ring_attention`, `splash_attention`: attention for long contexts, and by the kernel for TPUs.
 - `partitioning`: the one table from logical axes to mesh axes; `shares`: functions of one device's share of arrays.
+- `quantised`: arrays in eight bits; `compressed_moments`: Adam with moments in 2 bytes or 1 byte a parameter.
 - `memory`: what the backward pass keeps, and parameters that wait in the memory of the host.
 - `chunked_logprobs`: log-probabilities and entropies without logits of a whole sequence.
 - `divergence`: the KL of two policies over the whole vocabulary, likewise.

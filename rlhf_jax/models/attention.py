@@ -70,6 +70,23 @@ def new_cache(
     return with_room(whole, slots)
 
 
+def empty_cache(of: Cache, rows: int, slots: int) -> Cache:
+    """A cache of so many rows and slots that holds nothing yet, kept as another one is."""
+
+    def blank(leaf: Array, axis: int) -> Array:
+        shape = [leaf.shape[0], rows, *leaf.shape[2:]]
+        shape[axis] = slots
+        return jnp.zeros(shape, leaf.dtype)
+
+    return Cache(
+        keys=jax.tree.map(lambda leaf: blank(leaf, 4), of.keys),
+        values=jax.tree.map(lambda leaf: blank(leaf, 3), of.values),
+        mask=jnp.zeros((rows, slots), bool),
+        positions=jnp.zeros((rows, slots), jnp.int32),
+        length=jnp.int32(0),
+    )
+
+
 def with_room(cache: Cache, slots: int) -> Cache:
     """The cache with so many slots; the new ones are empty and stand behind those that it has."""
 

@@ -92,23 +92,6 @@ def last_states(hidden: tuple[Hidden, ...]) -> States:
     return tuple(one.final[:, -1] for one in hidden)
 
 
-def empty_cache(of: Cache, rows: int, slots: int) -> Cache:
-    """A cache of so many rows and slots that holds nothing yet, kept as another one is."""
-
-    def blank(leaf: Array, axis: int) -> Array:
-        shape = [leaf.shape[0], rows, *leaf.shape[2:]]
-        shape[axis] = slots
-        return jnp.zeros(shape, leaf.dtype)
-
-    return Cache(
-        keys=jax.tree.map(lambda leaf: blank(leaf, 4), of.keys),
-        values=jax.tree.map(lambda leaf: blank(leaf, 3), of.values),
-        mask=jnp.zeros((rows, slots), bool),
-        positions=jnp.zeros((rows, slots), jnp.int32),
-        length=jnp.int32(0),
-    )
-
-
 def logits_of(config: ModelConfig, policies: tuple[Params, ...], states: States, mix: Mix) -> Float[Array, "B V"]:
     """What the next token is drawn from."""
     return mix(*(unembed(config, params, state) for params, state in zip(policies, states, strict=True)))

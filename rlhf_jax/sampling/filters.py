@@ -1,6 +1,7 @@
 """What is sampled from: temperature, then top-k, top-p and min-p."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,8 @@ class SamplingConfig:
         top_k: only the k most likely tokens; None keeps all.
         top_p: only the smallest set of most likely tokens with at least this mass; 1 keeps all.
         min_p: only tokens at least this fraction as likely as the most likely one; 0 keeps all.
-        slots: responses that are drawn at a time: a response that has ended makes room for the next one, so that a few
-            long ones do not hold up the others; None draws all at once. It does not change a sample.
+        decode: the loop that draws: None: `generate.draw_together`, every response at once; `queue.InTurns`: a few at
+            a time. It does not change a sample.
         cache: how keys and values are kept while drawing: as computed, or in 16 or 8 bits.
         weights: how the policy's matrices are kept while drawing, likewise. Both change the policy that draws by their
             rounding, so that log-probabilities differ from those of training, see `policy/max_logprob_gap`.
@@ -39,7 +40,7 @@ class SamplingConfig:
     top_k: int | None = None
     top_p: float = 1.0
     min_p: float = 0.0
-    slots: int | None = None
+    decode: Callable | None = None
     cache: Storage = "computation"
     weights: Storage = "computation"
 
@@ -50,7 +51,6 @@ class SamplingConfig:
             "top_k": (self.top_k is None or self.top_k >= 1, "None or at least 1"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "min_p": (0 <= self.min_p < 1, "at least 0 and below 1"),
-            "slots": (self.slots is None or self.slots >= 1, "None or at least 1"),
             "cache": (self.cache in STORAGES, f"one of {', '.join(STORAGES)}"),
             "weights": (self.weights in STORAGES, f"one of {', '.join(STORAGES)}"),
         }

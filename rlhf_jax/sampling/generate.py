@@ -1,4 +1,4 @@
-"""Responses from a policy, or from a mixture of two, in one compiled loop.
+"""Responses from a policy in one compiled loop.
 
 The life of a token: the prompt is run once (prefill), for all responses to it; its last state gives the first logits; a
 token is drawn with the key of its (sequence, position); only that token is run against the key-value caches, that of
@@ -6,14 +6,15 @@ the prompt and that of the response; and so on until every row has drawn a stop 
 caches, and all go on with the token that was drawn from their mixture.
 
 Here all rows draw the same position at the same time, and the cache of responses grows as they do, so that nobody reads
-room that no response has reached. `queue` draws a few responses at a time, for those of very unequal lengths.
+room that no response has reached. `queue` draws a few responses at a time, for those of very unequal lengths; `mixture`
+from two policies.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
-from rlhf_jax.models.attention import Cache, with_room, write
+from rlhf_jax.models.attention import Cache, empty_cache, with_room, write
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.partitioning import parts_of
 from rlhf_jax.models.quantised import stored_weights
@@ -22,7 +23,6 @@ from rlhf_jax.sampling.decoding import (
     blank_output,
     check_room,
     draw,
-    empty_cache,
     ends,
     last_states,
     logits_of,
@@ -31,7 +31,6 @@ from rlhf_jax.sampling.decoding import (
     sequence_keys,
 )
 from rlhf_jax.sampling.filters import SamplingConfig
-from rlhf_jax.sampling.queue import draw_in_turns
 from rlhf_jax.types import Params, Prompts, Rollout
 
 FIRST_ROOM = 64
@@ -87,63 +86,10 @@ def generate(
         ValueError: prompt and response together exceed the model's context, or a stop or pad token is not in the
             vocabulary.
     """
-    return _draw_all(config, (params,), lambda logits: logits, prompts, key, sampling, samples)
+    return draw_all(config, (params,), lambda logits: logits, prompts, key, sampling, samples)
 
 
-def generate_mixture(
-    config: ModelConfig,
-    params: Params,
-    other: Params,
-    eta: Float[Array, ""] | float,
-    prompts: Prompts,
-    key: Array,
-    sampling: SamplingConfig,
-) -> Rollout:
-    """Samples one response a prompt from the geometric mixture of two policies, token by token.
-
-        mixture(a | s) = policy(a | s)^(1 - eta) other(a | s)^eta / Z(s)
-
-    for the token a after the tokens s; Z(s) is found anew for every s, so this is not the mixture of whole responses.
-    Both policies are at the temperature of `sampling`; its filters act on their mixture.
-
-    Args:
-        config: the shape of both policies.
-        params: one policy's tree.
-        other: the other's tree.
-        eta: the other's weight, from 0 (the samples of `generate` with `params`) to 1 (those with `other`).
-        prompts: as in `generate`.
-        key: as in `generate`.
-        sampling: as in `generate`.
-
-    Returns:
-        The rollout. Its `logprob` is the log-probability of each token under the mixture, unfiltered: that of neither
-        policy.
-
-    Raises:
-        ValueError: as `generate`, or `eta` is a Python number outside [0, 1].
-
-    Source: Munos et al. 2023 (arXiv:2312.00886), the one-step form of their regularised policy.
-    """
-    check_eta(eta)
-
-    def mix(own: Float[Array, "B V"], others: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        weight = jnp.asarray(eta, own.dtype)
-        return (1.0 - weight) * own + weight * others  # the logarithms, up to a constant a row
-
-    return _draw_all(config, (params, other), mix, prompts, key, sampling)
-
-
-def check_eta(eta: Float[Array, ""] | float) -> None:
-    """Refuses a weight of a mixture that is a Python number outside [0, 1].
-
-    Raises:
-        ValueError: it is.
-    """
-    if isinstance(eta, float | int) and not 0 <= eta <= 1:
-        raise ValueError(f"eta is {eta!r}; give the second policy a weight from 0 to 1.")
-
-
-def _draw_all(
+def draw_all(
     config: ModelConfig,
     policies: tuple[Params, ...],
     mix: Mix,
@@ -152,7 +98,7 @@ def _draw_all(
     sampling: SamplingConfig,
     samples: int = 1,
 ) -> Rollout:
-    """All responses, at once or in turns."""
+    """All responses of one policy, or of several whose logits are mixed; arguments as of `generate`."""
     check_room(config, prompts.tokens.shape[1], sampling)
     policies = tuple(stored_weights(params, sampling.weights) for params in policies)
     repeated = prompts if samples == 1 else repeat_prompts(prompts, samples)
@@ -161,13 +107,12 @@ def _draw_all(
         prompts = repeated  # on a mesh that divides the responses but not the prompts
     states, caches = prefill(config, policies, prompts, sampling)
     keys = sequence_keys(key, repeated.index)
-    turns = sampling.slots is not None and sampling.slots < rows
-    decode = draw_in_turns if turns else _draw_together
+    decode = sampling.decode or draw_together
     finished, out = decode(config, policies, mix, states, caches, keys, sampling)
     return Rollout(prompts=repeated, finished=finished, **out)
 
 
-def _draw_together(
+def draw_together(
     config: ModelConfig,
     policies: tuple[Params, ...],
     mix: Mix,

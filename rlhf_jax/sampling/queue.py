@@ -8,13 +8,16 @@ All slots write their tokens into one column of their caches, which is used agai
 there has ended. What a slot may look at is in the mask, and where it stands in the positions, as in any cache.
 """
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from rlhf_jax.models.attention import Cache, write
+from rlhf_jax.models.attention import Cache, empty_cache, write
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.sampling.decoding import Mix, blank_output, draw, empty_cache, ends, last_states, logits_of, read
+from rlhf_jax.sampling.decoding import Mix, blank_output, draw, ends, last_states, logits_of, read
 from rlhf_jax.sampling.filters import SamplingConfig
 from rlhf_jax.types import Params
 
@@ -22,7 +25,30 @@ WAITING = 16
 """Free slots are filled when one in so many is free: the caches of some prompts are copied at once."""
 
 
+@dataclasses.dataclass(frozen=True)
+class InTurns:
+    """A loop for `SamplingConfig.decode`: so many responses at a time, a new one in the place of each that has ended.
+
+    Attributes:
+        slots: responses that are drawn at a time.
+
+    Raises:
+        ValueError: there is no slot.
+    """
+
+    slots: int
+
+    def __post_init__(self):
+        if self.slots < 1:
+            raise ValueError(f"InTurns.slots is {self.slots}; it must be at least 1.")
+
+    def __call__(self, *arguments: Any) -> tuple[Bool[Array, " B"], dict[str, Array]]:
+        """See `draw_in_turns`."""
+        return draw_in_turns(self.slots, *arguments)
+
+
 def draw_in_turns(
+    slots: int,
     config: ModelConfig,
     policies: tuple[Params, ...],
     mix: Mix,
@@ -31,9 +57,10 @@ def draw_in_turns(
     keys: Array,
     sampling: SamplingConfig,
 ) -> tuple[Bool[Array, " B"], dict[str, Array]]:
-    """Draws B responses, `sampling.slots` at a time.
+    """Draws B responses, `slots` at a time.
 
     Args:
+        slots: how many; more than there are responses are not used.
         config: shape of the policies.
         policies: each policy's tree.
         mix: what is drawn from, of their logits.
@@ -45,7 +72,8 @@ def draw_in_turns(
     Returns:
         Which responses ended by themselves, bool [B], and the fields of a `Rollout`.
     """
-    rows, slots, most = len(keys), sampling.slots, sampling.max_new_tokens
+    rows, most = len(keys), sampling.max_new_tokens
+    slots = min(slots, rows)
     samples, at_once = rows // len(states[0]), max(1, slots // WAITING)
     empty = rows  # a row that is none: writes to it are dropped
 

@@ -24,6 +24,7 @@ from rlhf_jax.models.transformer import apply_trunk
 from rlhf_jax.parallel.meetings import gathered, on_first
 from rlhf_jax.sampling.batches import generate_batches
 from rlhf_jax.sampling.filters import SamplingConfig
+from rlhf_jax.sampling.queue import InTurns
 from rlhf_jax.training.answers import Answers, answer, answer_rows, write_answers
 from rlhf_jax.training.compilation import CompileClock
 from rlhf_jax.training.devices import check_rows, current_mesh
@@ -93,11 +94,12 @@ def open_task(options: PolicyOptions) -> Task:
         raise ValueError("--length-buckets cuts the sequences that the sequence axis of --mesh splits: leave one out.")
     check_rows(options.slots, None, "--slots, which are drawn at a time")
     sampling = sampling_of(source, options.response_length, temperature=options.temperature)
+    decode = None if options.slots is None else InTurns(options.slots)
     return Task(
         source=source,
         data=data,
         collate=collate,
-        sampling=dataclasses.replace(sampling, slots=options.slots, cache=options.cache, weights=options.weights),
+        sampling=dataclasses.replace(sampling, decode=decode, cache=options.cache, weights=options.weights),
         adapter=adapter_of(options),
         longest=longest,
         steps=steps,

@@ -6,6 +6,7 @@ import pytest
 
 from rlhf_jax.laboratory.rollout_costs import drawn_both_ways, geometric_lengths, share_identical
 from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.sampling.queue import InTurns
 from rlhf_jax.types import Prompts, Rollout
 
 CONFIG = ModelConfig(
@@ -16,7 +17,7 @@ CONFIG = ModelConfig(
 def test_one_token_in_so_many_ends_a_response():
     found = geometric_lengths(CONFIG, mean_length=10, longest=20, slots=3)
     assert found.stop_tokens == (0, 10, 20, 30)
-    assert (found.max_new_tokens, found.slots) == (20, 3)
+    assert (found.max_new_tokens, found.decode) == (20, InTurns(3))
 
 
 def test_the_share_of_identical_responses_counts_rows():

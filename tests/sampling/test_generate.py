@@ -14,7 +14,8 @@ from rlhf_jax.sampling import decoding, queue
 from rlhf_jax.sampling import generate as generate_module
 from rlhf_jax.sampling.decoding import draw, sequence_keys
 from rlhf_jax.sampling.filters import SamplingConfig, filter_logits
-from rlhf_jax.sampling.generate import generate, generate_mixture, repeat_prompts
+from rlhf_jax.sampling.generate import generate, repeat_prompts
+from rlhf_jax.sampling.mixture import generate_mixture
 from rlhf_jax.types import Prompts
 
 CONFIG = ModelConfig(
@@ -377,7 +378,7 @@ def test_a_queue_draws_the_samples_of_a_batch(params, key, monkeypatch, slots, s
     """Fewer slots than responses, free ones filled one or several at a time: not one sample differs."""
     config = dataclasses.replace(CONFIG, window=4, local_layers=(True, False)) if local else CONFIG
     monkeypatch.setattr(queue, "WAITING", waiting)
-    few = dataclasses.replace(SAMPLING, slots=slots)
+    few = dataclasses.replace(SAMPLING, decode=queue.InTurns(slots))
     together = jax.jit(lambda: generate(config, params, PROMPTS, key, SAMPLING, samples))()
     in_turns = jax.jit(lambda: generate(config, params, PROMPTS, key, few, samples))()
     assert_same(in_turns, together)
@@ -394,7 +395,8 @@ def test_a_queue_takes_about_as_many_steps_as_there_are_tokens_for_each_slot(par
 
     monkeypatch.setattr(queue, "read", counting)
     prompts, slots = prompts_of(ROWS * 4), 4
-    found = jax.jit(lambda: generate(CONFIG, params, prompts, key, dataclasses.replace(SAMPLING, slots=slots)))()
+    in_turns = dataclasses.replace(SAMPLING, decode=queue.InTurns(slots))
+    found = jax.jit(lambda: generate(CONFIG, params, prompts, key, in_turns))()
     jax.effects_barrier()
     total = int(found.mask.sum())
     assert total / slots <= len(steps) <= total / slots + 2 * SAMPLING.max_new_tokens
@@ -428,5 +430,5 @@ def logprob_under(policy, found):
 
 
 def test_no_slots_are_refused():
-    with pytest.raises(ValueError, match=r"SamplingConfig\.slots is 0; it must be None or at least 1"):
-        dataclasses.replace(SAMPLING, slots=0)
+    with pytest.raises(ValueError, match=r"InTurns\.slots is 0; it must be at least 1"):
+        queue.InTurns(0)

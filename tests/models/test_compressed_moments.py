@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from rlhf_jax.algorithms.compressed_moments import Coded, decode, encode, narrow, scale_by_adam
 from rlhf_jax.algorithms.optimizer import adam, apply_gradients
+from rlhf_jax.models.compressed_moments import Coded, decode, encode, narrow, scale_by_adam
 
 EVERY_NOISE = jnp.arange(2**16, dtype=jnp.uint32).astype(jnp.uint16)
 FORMATS = ("bfloat16", "int8")
