@@ -9,7 +9,6 @@ there has ended. What a slot may look at is in the mask, and where it stands in 
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,90 +41,84 @@ class InTurns:
         if self.slots < 1:
             raise ValueError(f"InTurns.slots is {self.slots}; it must be at least 1.")
 
-    def __call__(self, *arguments: Any) -> tuple[Bool[Array, " B"], dict[str, Array]]:
-        """See `draw_in_turns`."""
-        return draw_in_turns(self.slots, *arguments)
+    def __call__(
+        self,
+        config: ModelConfig,
+        policies: tuple[Params, ...],
+        mix: Mix,
+        states: tuple[Array, ...],
+        prompts: tuple[Cache, ...],
+        keys: Array,
+        sampling: SamplingConfig,
+    ) -> tuple[Bool[Array, " B"], dict[str, Array]]:
+        """Draws B responses, `slots` at a time; more slots than there are responses are not used.
 
+        Args:
+            config: shape of the policies.
+            policies: each policy's tree.
+            mix: what is drawn from, of their logits.
+            states: each policy's last state of every prompt, [P, D]; responses to a prompt follow each other.
+            prompts: each policy's cache of the prompts.
+            keys: one a response, [B].
+            sampling: how tokens are drawn.
 
-def draw_in_turns(
-    slots: int,
-    config: ModelConfig,
-    policies: tuple[Params, ...],
-    mix: Mix,
-    states: tuple[Array, ...],
-    prompts: tuple[Cache, ...],
-    keys: Array,
-    sampling: SamplingConfig,
-) -> tuple[Bool[Array, " B"], dict[str, Array]]:
-    """Draws B responses, `slots` at a time.
+        Returns:
+            Which responses ended by themselves, bool [B], and the fields of a `Rollout`.
+        """
+        rows, most = len(keys), sampling.max_new_tokens
+        slots = min(self.slots, rows)
+        samples, at_once = rows // len(states[0]), max(1, slots // WAITING)
+        empty = rows  # a row that is none: writes to it are dropped
 
-    Args:
-        slots: how many; more than there are responses are not used.
-        config: shape of the policies.
-        policies: each policy's tree.
-        mix: what is drawn from, of their logits.
-        states: each policy's last state of every prompt, [P, D]; responses to a prompt follow each other.
-        prompts: each policy's cache of the prompts.
-        keys: one a response, [B].
-        sampling: how tokens are drawn.
+        def step(carry):
+            row, position, following, states, begun, caches, finished, out = carry
+            drawn = draw(logits_of(config, policies, states, mix), keys[jnp.minimum(row, rows - 1)], position, sampling)
+            fields = dict(zip(("tokens", "logprob", "sampling_logprob"), drawn, strict=True)) | {"mask": row < empty}
+            out = {name: out[name].at[row, position].set(fields[name], mode="drop") for name in out}
+            stopped = ends(drawn[0], sampling)
+            finished = finished.at[row].set(stopped, mode="drop")
+            row = jnp.where(stopped | (position == most - 1), empty, row)
+            going = (row < empty)[:, None]
+            hidden = read(config, policies, drawn[0][:, None], going, tuple(zip(begun, caches, strict=True)))
+            each = zip(caches, hidden, begun, strict=True)
+            caches = tuple(write(cache, found.keys, found.values, going, before) for cache, found, before in each)
+            carry = (row, position + 1, following, last_states(hidden), begun, caches, finished, out)
+            free = (row == empty).sum()
+            wanted = (following < rows) & (free >= at_once)
+            return jax.lax.cond(wanted, fill, lambda carry: carry, carry)
 
-    Returns:
-        Which responses ended by themselves, bool [B], and the fields of a `Rollout`.
-    """
-    rows, most = len(keys), sampling.max_new_tokens
-    slots = min(slots, rows)
-    samples, at_once = rows // len(states[0]), max(1, slots // WAITING)
-    empty = rows  # a row that is none: writes to it are dropped
+        def fill(carry):
+            """Gives the first free slots the next rows of the queue."""
+            row, position, following, states_now, begun, caches, finished, out = carry
+            chosen = jnp.argsort(row != empty, stable=True)[:at_once].astype(jnp.int32)
+            new = following + jnp.arange(at_once, dtype=jnp.int32)
+            place = jnp.where(new < rows, chosen, slots)  # a place that is none is dropped
+            prompt = jnp.minimum(new, rows - 1) // samples
 
-    def step(carry):
-        row, position, following, states, begun, caches, finished, out = carry
-        drawn = draw(logits_of(config, policies, states, mix), keys[jnp.minimum(row, rows - 1)], position, sampling)
-        fields = dict(zip(("tokens", "logprob", "sampling_logprob"), drawn, strict=True)) | {"mask": row < empty}
-        out = {name: out[name].at[row, position].set(fields[name], mode="drop") for name in out}
-        stopped = ends(drawn[0], sampling)
-        finished = finished.at[row].set(stopped, mode="drop")
-        row = jnp.where(stopped | (position == most - 1), empty, row)
-        going = (row < empty)[:, None]
-        hidden = read(config, policies, drawn[0][:, None], going, tuple(zip(begun, caches, strict=True)))
-        each = zip(caches, hidden, begun, strict=True)
-        caches = tuple(write(cache, found.keys, found.values, going, before) for cache, found, before in each)
-        carry = (row, position + 1, following, last_states(hidden), begun, caches, finished, out)
-        free = (row == empty).sum()
-        wanted = (following < rows) & (free >= at_once)
-        return jax.lax.cond(wanted, fill, lambda carry: carry, carry)
+            def put(old: Array, given: Array, axis: int = 0) -> Array:
+                where = (slice(None),) * axis
+                return old.at[(*where, place)].set(given[(*where, prompt)], mode="drop")
 
-    def fill(carry):
-        """Gives the first free slots the next rows of the queue."""
-        row, position, following, states_now, begun, caches, finished, out = carry
-        chosen = jnp.argsort(row != empty, stable=True)[:at_once].astype(jnp.int32)
-        new = following + jnp.arange(at_once, dtype=jnp.int32)
-        place = jnp.where(new < rows, chosen, slots)  # a place that is none is dropped
-        prompt = jnp.minimum(new, rows - 1) // samples
+            states_now = tuple(put(now, first) for now, first in zip(states_now, states, strict=True))
+            begun = tuple(_replaced(old, given, put) for old, given in zip(begun, prompts, strict=True))
+            caches = tuple(one.replace(mask=one.mask.at[place].set(False, mode="drop")) for one in caches)
+            row = row.at[place].set(new, mode="drop")
+            following = following + (new < rows).sum(dtype=jnp.int32)
+            return row, position.at[place].set(0, mode="drop"), following, states_now, begun, caches, finished, out
 
-        def put(old: Array, given: Array, axis: int = 0) -> Array:
-            where = (slice(None),) * axis
-            return old.at[(*where, place)].set(given[(*where, prompt)], mode="drop")
-
-        states_now = tuple(put(now, first) for now, first in zip(states_now, states, strict=True))
-        begun = tuple(_replaced(old, given, put) for old, given in zip(begun, prompts, strict=True))
-        caches = tuple(one.replace(mask=one.mask.at[place].set(False, mode="drop")) for one in caches)
-        row = row.at[place].set(new, mode="drop")
-        following = following + (new < rows).sum(dtype=jnp.int32)
-        return row, position.at[place].set(0, mode="drop"), following, states_now, begun, caches, finished, out
-
-    first = jnp.arange(slots, dtype=jnp.int32)
-    carry = (
-        first,
-        jnp.zeros(slots, jnp.int32),
-        jnp.int32(slots),
-        tuple(state[first // samples] for state in states),
-        tuple(_rows_of(prompt, first // samples) for prompt in prompts),
-        tuple(empty_cache(prompt, slots, most) for prompt in prompts),
-        jnp.zeros(rows, bool),
-        blank_output(rows, sampling),
-    )
-    *_, finished, out = jax.lax.while_loop(lambda carry: (carry[0] < empty).any(), step, carry)
-    return finished, out
+        first = jnp.arange(slots, dtype=jnp.int32)
+        carry = (
+            first,
+            jnp.zeros(slots, jnp.int32),
+            jnp.int32(slots),
+            tuple(state[first // samples] for state in states),
+            tuple(_rows_of(prompt, first // samples) for prompt in prompts),
+            tuple(empty_cache(prompt, slots, most) for prompt in prompts),
+            jnp.zeros(rows, bool),
+            blank_output(rows, sampling),
+        )
+        *_, finished, out = jax.lax.while_loop(lambda carry: (carry[0] < empty).any(), step, carry)
+        return finished, out
 
 
 def _rows_of(cache: Cache, rows: Int[Array, " R"]) -> Cache:
