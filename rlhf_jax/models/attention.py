@@ -271,6 +271,16 @@ def logits_of(
     """
     products = jnp.einsum("bhgnw,bhsw->bhgns", query, key, preferred_element_type=wide(query))
     logits = products * (query.shape[-1] ** -0.5 if scale is None else scale)
+    return capped(logits, softcap)
+
+
+def capped(logits: Float[Array, "*shape"], softcap: float | None) -> Float[Array, "*shape"]:
+    """The logits c tanh(logits / c), or as they are where the cap c is None.
+
+    Example:
+        >>> print(f"{capped(jnp.float32(30.0), 30.0):.2f}")
+        22.85
+    """
     return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
 
@@ -319,7 +329,7 @@ def _piece_logits(
     logits = logits_of(folded, keys, scale, None if factor is not None else softcap)
     if factor is not None:
         logits = logits * rearrange(factor, "r h 1 s -> r h 1 1 s")
-        logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+        logits = capped(logits, softcap)
     return rearrange(logits, "r h g (k n) s -> (r k) h g n s", n=query.shape[3])
 
 

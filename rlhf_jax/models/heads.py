@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from rlhf_jax.models.attention import capped
 from rlhf_jax.models.chunked_logprobs import hidden_logprob, positions_at_once
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.memory import on_device
@@ -60,8 +61,7 @@ def unembed(config: ModelConfig, params: Params, hidden: Float[Array, "*batch D"
     kernel, vocabulary_axis = unembedding_kernel(config, params, hidden.dtype)
     kernel = kernel if vocabulary_axis == 1 else kernel.T
     logits = jnp.matmul(hidden, kernel, preferred_element_type=wide(hidden))
-    cap = config.logit_softcap
-    return logits if cap is None else cap * jnp.tanh(logits / cap)
+    return capped(logits, config.logit_softcap)
 
 
 def token_scores(
