@@ -24,7 +24,7 @@ import numpy as np
 
 from rlhf_jax.evaluation.statistics import row
 from rlhf_jax.laboratory.speed_presets import MODELS, SIZES, SpeedPreset
-from rlhf_jax.laboratory.step_costs import GIB, WARM_UP, median_row
+from rlhf_jax.laboratory.step_costs import GIB, WARM_UP, fitting, median_row
 from rlhf_jax.laboratory.work import Sizes
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.huggingface import to_hf_config
@@ -188,14 +188,11 @@ def main(config: Config) -> dict:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        try:
+        with fitting(name, checks):
             found += [median_row(f"{name}: {what}", units[what], values) for what, values in measured().items()]
             if torch.cuda.is_available():
                 peak = torch.cuda.max_memory_allocated() / GIB
                 found.append(row(f"{name}: memory", "GiB", np.array([peak])))
-        except torch.OutOfMemoryError:
-            print(f"{name}: does not fit into memory", flush=True)
-            checks.append(run_folder.check(f"{name}: fits into memory", False, True))
     return run_folder.conclude(folder, found, checks, began, compile_seconds=0.0)
 
 

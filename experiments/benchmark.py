@@ -24,8 +24,6 @@ GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION=.95 stands in front.
 
 import dataclasses
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import jax
@@ -37,7 +35,7 @@ from rlhf_jax.laboratory.options import Options
 from rlhf_jax.laboratory.rollout_costs import measure_buckets, measure_gap, measure_queue
 from rlhf_jax.laboratory.speed_figure import speed_figure
 from rlhf_jax.laboratory.speed_presets import MODELS, SIZES, SpeedPreset
-from rlhf_jax.laboratory.step_costs import GIB, Found, measure, median_row, process_peak, summary_of
+from rlhf_jax.laboratory.step_costs import GIB, Found, fitting, measure, median_row, process_peak, summary_of
 from rlhf_jax.laboratory.study_costs import measure_study
 from rlhf_jax.laboratory.work import Sizes
 from rlhf_jax.laboratory.workloads import generation, workloads
@@ -188,18 +186,6 @@ def measure_steps(
                 share = workload.read / (cost.seconds - np.median(prefill)) / found["copy"].rate
                 rows.append(median_row(f"{name}: bytes read in decoding", "of the copy ceiling", share))
     return rows, checks
-
-
-@contextmanager
-def fitting(name: str, checks: list[dict[str, Any]]) -> Iterator[None]:
-    """What does not fit into memory fails a check; the rest goes on."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        print(f"{name}: does not fit into memory", flush=True)
-        checks.append(run_folder.check(f"{name}: fits into memory", False, True))
 
 
 def measure_row(

@@ -9,7 +9,8 @@ import re
 import resource
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,6 +131,27 @@ def measure(workload: Workload, steps: int, clock: CompileClock, trace: Path | N
         compiled_later=compiled_later,
         through_host=host_traffic(program.as_text()) + refused,
     )
+
+
+@contextmanager
+def fitting(name: str, checks: list[dict[str, Any]]) -> Iterator[None]:
+    """What does not fit into the memory of a device, of JAX or of PyTorch, fails a check; the program goes on.
+
+    Example:
+        >>> checks = []
+        >>> with fitting("large", checks):
+        ...     raise RuntimeError("CUDA out of memory. Tried to allocate 1 TiB.")
+        large: does not fit into memory
+        >>> checks[0]["name"], checks[0]["pass"]
+        ('large: fits into memory', False)
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.search("RESOURCE_EXHAUSTED|out of memory", str(error)):
+            raise
+        print(f"{name}: does not fit into memory", flush=True)
+        checks.append(check(f"{name}: fits into memory", False, True))
 
 
 def _profile(folder: Path | None) -> AbstractContextManager[None]:
