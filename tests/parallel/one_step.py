@@ -32,6 +32,7 @@ from rlhf_jax.parallel.sharding import infer, place_batch
 from rlhf_jax.rewards.bradley_terry import reward_scorer
 from rlhf_jax.rewards.last_layer import advpo, geometry
 from rlhf_jax.sampling.filters import SamplingConfig
+from rlhf_jax.sampling.queue import InTurns
 from rlhf_jax.types import Demonstrations, PreferenceBatch, Prompts, Score, Sequences, UnpairedBatch
 
 ROWS, PROMPT, RESPONSE = 16, 8, 8
@@ -72,10 +73,10 @@ def _sequences(seed):
     return kind
 
 
-def adversarial_ppo(config, on):
+def adversarial_ppo(config, on, decode=None):
     """Samples, rewards and displacement, losses, and the change of policy and value net, of one composed step."""
     options = PPOConfig(
-        sampling=SamplingConfig(max_new_tokens=RESPONSE, stop_tokens=(1,), pad_token=0),
+        sampling=SamplingConfig(max_new_tokens=RESPONSE, stop_tokens=(1,), pad_token=0, decode=decode),
         epochs=1,
         minibatches=1,
         value_net="shared",
@@ -187,6 +188,7 @@ def outcome(part, words=None, devices=None):
 
 PARTS = {
     "ppo": lambda on: adversarial_ppo(DENSE, on),
+    "ppo of a queue": lambda on: adversarial_ppo(DENSE, on, InTurns(ROWS // 2)),
     "mixture": lambda on: adversarial_ppo(MIXTURE, on),
     "sft": lambda on: supervised(TIED, on),
     "sft of a mixture": lambda on: supervised(MIXTURE, on),

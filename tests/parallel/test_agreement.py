@@ -44,6 +44,10 @@ def test_ppo_with_advpo_is_the_same_on_every_mesh(words):
     assert_agree(one_step.leaves(one_step.outcome(one_step.PARTS["ppo"], words)), "ppo")
 
 
+def test_a_queue_on_a_mesh_draws_what_one_device_draws_all_at_once():
+    assert_agree(one_step.leaves(one_step.outcome(one_step.PARTS["ppo of a queue"], "data=2,fsdp=2,tensor=2")), "ppo")
+
+
 @pytest.mark.parametrize(
     ("part", "words"),
     [
