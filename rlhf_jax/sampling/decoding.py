@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.models.attention import Cache, new_cache
@@ -19,6 +20,12 @@ States = tuple[Float[Array, "B D"], ...]
 """What each policy's trunk says of the next token."""
 
 
+FEW = 1024
+"""So many tokens or fewer each have noise of their own when one is drawn."""
+MEMBERS = 128
+"""Of more, so many make a group: a divisor of the size of most vocabularies."""
+
+
 def sequence_keys(key: Array, index: Int[Array, " B"]) -> Array:
     """One key a sequence: `key` with the sequence's index in the data folded in."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
@@ -29,7 +36,7 @@ def draw(
 ) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
     """One token a row, with its log-probability under the policy and under the sampling distribution.
 
-    The token is the argmax of filtered logits plus Gumbel noise from the row's key with the position folded in.
+    What is random about it comes from the row's key with the position folded in.
 
     Args:
         logits: raw logits of the policy, float32.
@@ -43,14 +50,41 @@ def draw(
     """
     filtered = filter_logits(logits, sampling)
     token_keys = jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(position, keys.shape))
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:], logits.dtype))(token_keys)
-    token = first_largest(filtered + noise)
+    token, sampling_logprob = choose(token_keys, filtered)
+    policy_logprob = logprob_of(token, logits / sampling.logprob_temperature) if sampling.filtered else sampling_logprob
+    return token, policy_logprob, sampling_logprob
 
-    def logprob(of: Float[Array, "B V"]) -> Float[Array, " B"]:
-        return jnp.take_along_axis(of, token[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(of, axis=-1)
 
-    policy_logprob = logprob(logits / sampling.logprob_temperature)
-    return token, policy_logprob, logprob(filtered) if sampling.filtered else policy_logprob
+def choose(keys: Array, logits: Float[Array, "B V"]) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+    """One of V a row, drawn from softmax(logits), and its log-probability: the largest of logits and Gumbel noise.
+
+    Noise costs more than all else about a draw. The largest of a group's sums is distributed as a single one is,
+
+        max_v (l_v + g_v) = log sum_v exp l_v + g    (Maddison et al. 2014, 1411.0030)
+
+    so that of many first a group is drawn, then one of its members: with noise for both, not for all.
+
+    Args:
+        keys: one a row.
+        logits: -inf at what is not to be drawn; at least one a row is not.
+    """
+    choices = logits.shape[-1]
+    if choices <= FEW:
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, (choices,), logits.dtype))(keys)
+        chosen = first_largest(logits + noise)
+        return chosen, logprob_of(chosen, logits)
+    filled = jnp.pad(logits, ((0, 0), (0, -choices % MEMBERS)), constant_values=-jnp.inf)
+    groups = rearrange(filled, "b (m n) -> b m n", m=MEMBERS)  # a device that has part of V has part of every group
+    of_groups, of_members = jax.vmap(jax.random.split, out_axes=1)(keys)
+    group, group_logprob = choose(of_groups, jax.nn.logsumexp(groups, axis=1))
+    members = jnp.take_along_axis(groups, group[:, None, None], axis=2)[:, :, 0]
+    member, member_logprob = choose(of_members, members)
+    return member * groups.shape[2] + group, group_logprob + member_logprob
+
+
+def logprob_of(chosen: Int[Array, " B"], logits: Float[Array, "B V"]) -> Float[Array, " B"]:
+    """Log-probability under softmax(logits) of the one that each row has chosen."""
+    return jnp.take_along_axis(logits, chosen[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
 
 
 def first_largest(scores: Float[Array, "B V"]) -> Int[Array, " B"]:
@@ -104,13 +138,9 @@ def ends(tokens: Int[Array, " B"], sampling: SamplingConfig) -> Bool[Array, " B"
 
 def blank_output(rows: int, sampling: SamplingConfig) -> dict[str, Array]:
     """Fields of a `Rollout` before anything is drawn."""
-    most = sampling.max_new_tokens
-    return dict(
-        tokens=jnp.full((rows, most), sampling.pad_token, jnp.int32),
-        mask=jnp.zeros((rows, most), bool),
-        logprob=jnp.zeros((rows, most), jnp.float32),
-        sampling_logprob=jnp.zeros((rows, most), jnp.float32),
-    )
+    shape = (rows, sampling.max_new_tokens)
+    tokens, zero = jnp.full(shape, sampling.pad_token, jnp.int32), jnp.zeros(shape, jnp.float32)
+    return dict(tokens=tokens, mask=jnp.zeros(shape, bool), logprob=zero, sampling_logprob=zero)
 
 
 def check_room(config: ModelConfig, prompt_length: int, sampling: SamplingConfig) -> None:

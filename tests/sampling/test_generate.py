@@ -10,6 +10,7 @@ import pytest
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.heads import init_policy, response_logits
 from rlhf_jax.models.quantised import stored_weights
+from rlhf_jax.parallel.mesh import MeshShape, make_mesh
 from rlhf_jax.sampling import decoding, queue
 from rlhf_jax.sampling import generate as generate_module
 from rlhf_jax.sampling.decoding import draw, sequence_keys
@@ -231,7 +232,18 @@ def test_greedy_takes_the_most_likely_and_scores_it_at_temperature_one(params, k
 # One draw
 
 LOGITS = jnp.array([0.0, 1.5, -1.0, 0.5, 0.7, -0.3])
-draws = jax.jit(draw, static_argnums=3)
+
+
+def draws(logits, keys, position, sampling):
+    return jax.jit(lambda logits, keys, position: draw(logits, keys, position, sampling))(logits, keys, position)
+
+
+@pytest.fixture(params=["of all", "of groups"])
+def noise(request, monkeypatch):
+    """How one of six tokens is drawn: at once, or a group of groups of two, then a group, then the token."""
+    if request.param == "of groups":
+        monkeypatch.setattr(decoding, "FEW", 2)
+        monkeypatch.setattr(decoding, "MEMBERS", 2)
 
 
 def chi_square(counts, probabilities) -> float:
@@ -239,6 +251,7 @@ def chi_square(counts, probabilities) -> float:
     return float((np.square(counts - expected) / expected).sum())
 
 
+@pytest.mark.usefixtures("noise")
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.6}, {"temperature": 1.7}, {"top_k": 4}, {"top_p": 0.8}])
 def test_frequencies_match_the_filtered_probabilities(options):
     """20,000 draws at a fixed seed; with up to 5 degrees of freedom, chi-square exceeds 40 once in 10 million seeds."""
@@ -265,6 +278,7 @@ def test_sampling_probabilities_of_all_kept_tokens_sum_to_one():
     assert sum(np.exp(list(by_token.values()))) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.usefixtures("noise")
 def test_neighbouring_positions_are_independent():
     """Pairs of draws at positions 0 and 1: 35 degrees of freedom, chi-square above 110 once in 10 billion seeds."""
     keys = sequence_keys(jax.random.key(0), jnp.arange(20_000))
@@ -273,6 +287,38 @@ def test_neighbouring_positions_are_independent():
     probabilities = np.asarray(jax.nn.softmax(LOGITS))
     counts = np.bincount(6 * first + second, minlength=36)
     assert chi_square(counts, np.outer(probabilities, probabilities).ravel()) < 110
+
+
+@pytest.mark.parametrize(("size", "options"), [(2_000, {}), (2_000, {"top_k": 40}), (2_048, {"temperature": 0.7})])
+def test_a_large_vocabulary_is_drawn_from_in_groups(size, options):
+    """Probabilities as of words, in no order; chi-square of 30 and the rest exceeds 90 once in 10 million seeds."""
+    sampling = dataclasses.replace(SAMPLING, **options)
+    rank = np.random.default_rng(0).permutation(size)
+    logits = jnp.asarray(-1.2 * np.log1p(rank)[None], jnp.float32)
+    keys = sequence_keys(jax.random.key(0), jnp.arange(20_000))
+    many = jnp.broadcast_to(logits, (20_000, size))
+    token, logprob, sampling_logprob = (np.asarray(part) for part in draws(many, keys, jnp.int32(0), sampling))
+    kept = np.asarray(jax.nn.log_softmax(filter_logits(logits, sampling)[0]))
+    likely = np.argsort(-kept)[:30]
+    counts = np.bincount(token, minlength=size)
+    each = np.append(np.exp(kept[likely]), 1 - np.exp(kept[likely]).sum())
+    assert chi_square(np.append(counts[likely], 20_000 - counts[likely].sum()), each) < 90
+    assert np.isfinite(kept[token]).all() and len(np.unique(token % (size // decoding.MEMBERS))) > 10
+    np.testing.assert_allclose(sampling_logprob, kept[token], atol=1e-5)
+    policy = np.asarray(jax.nn.log_softmax(logits[0] / sampling.temperature))
+    np.testing.assert_allclose(logprob, policy[token], atol=1e-5)
+
+
+def test_a_vocabulary_split_over_devices_gives_the_same_draws_and_stays_split():
+    keys = sequence_keys(jax.random.key(0), jnp.arange(16))
+    logits = 2.0 * jax.random.normal(jax.random.key(1), (16, 32_000))
+    mesh = make_mesh(MeshShape(tensor=8), jax.devices()[:8])
+    split = jax.device_put(logits, jax.NamedSharding(mesh, jax.P(None, "tensor")))
+    alone, found = draws(logits, keys, jnp.int32(0), SAMPLING), draws(split, keys, jnp.int32(0), SAMPLING)
+    np.testing.assert_array_equal(found[0], alone[0])
+    np.testing.assert_allclose(found[1], alone[1], atol=1e-5)
+    program = jax.jit(draw, static_argnums=3).lower(split, keys, jnp.int32(0), SAMPLING).compile().as_text()
+    assert "all-reduce" in program and "all-gather" not in program and "all-to-all" not in program
 
 
 # Mixtures of two policies
