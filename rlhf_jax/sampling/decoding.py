@@ -56,17 +56,17 @@ def draw(
 
 
 def choose(keys: Array, logits: Float[Array, "B V"]) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-    """One of V a row, drawn from softmax(logits), and its log-probability: the largest of logits and Gumbel noise.
+    """One of V a row, drawn from softmax(logits), and its log-probability.
 
-    Noise costs more than all else about a draw. The largest of a group's sums is distributed as a single one is,
+    Of few it is the largest sum of a logit and Gumbel noise (Maddison et al. 2014, 1411.0030). Noise costs more than
+    all else about a draw, so that of many first a group is drawn by what its weights add up to, then a member of it:
 
-        max_v (l_v + g_v) = log sum_v exp l_v + g    (Maddison et al. 2014, 1411.0030)
-
-    so that of many first a group is drawn, then one of its members: with noise for both, not for all.
+        p(v) = p(group) p(v | group)
 
     Args:
         keys: one a row.
-        logits: -inf at what is not to be drawn; at least one a row is not.
+        logits: -inf at what is not to be drawn; at least one a row is not. Where they are NaN, so is the
+            log-probability, and the last of V is drawn.
     """
     choices = logits.shape[-1]
     if choices <= FEW:
@@ -79,7 +79,7 @@ def choose(keys: Array, logits: Float[Array, "B V"]) -> tuple[Int[Array, " B"], 
     group, group_logprob = choose(of_groups, jax.nn.logsumexp(groups, axis=1))
     members = jnp.take_along_axis(groups, group[:, None, None], axis=2)[:, :, 0]
     member, member_logprob = choose(of_members, members)
-    return member * groups.shape[2] + group, group_logprob + member_logprob
+    return jnp.minimum(member * groups.shape[2] + group, choices - 1), group_logprob + member_logprob
 
 
 def logprob_of(chosen: Int[Array, " B"], logits: Float[Array, "B V"]) -> Float[Array, " B"]:
