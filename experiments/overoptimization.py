@@ -8,8 +8,8 @@ ensemble of proxy reward models a seed; push on them with best-of-n and with PPO
 stored generations with the gold reward afterwards. All methods, KL coefficients and seeds are lanes of one compiled
 program. It leaves `summary.json`, `metrics.jsonl`, `samples.md`, `figures/*.png`, `history.npz` and checkpoints.
 
-On two CPU cores `demo` (8 seeds) takes two and a half minutes: gold of plain PPO ends at -1.09 +/- 0.75 (mean and s.d.
-over seeds) after a peak of +0.26, AdvPO's at +0.24 +/- 0.30. `real` (3 seeds, stories260K) takes six minutes; gold does
+On two CPU cores `demo` (8 seeds) takes two and a half minutes: gold of plain PPO ends at -1.23 +/- 0.94 (mean and s.d.
+over seeds) after a peak of +0.26, AdvPO's at +0.16 +/- 0.19. `real` (3 seeds, stories260K) takes six minutes; gold does
 not fall there. `full` (16 seeds, 3 KL coefficients) is for an accelerator. docs/results.md has all numbers.
 """
 
