@@ -3,7 +3,8 @@
 - `config`: `ModelConfig`, the shape of a decoder-only transformer of any family.
 - `transformer`: the trunk: tokens in, hidden states and new cache entries out.
 - `layers`, `attention`, `rope`, `experts`: its parts, and the key-value cache.
-- `ring_attention`, `splash_attention`: attention for long contexts, and by the kernel for TPUs.
+- `attention_choice`: which attention runs: `ring_attention` for long contexts, `row_attention` for CPUs, or the kernels
+  of `cudnn_attention` for GPUs and `splash_attention` for TPUs.
 - `partitioning`: the one table from logical axes to mesh axes; `shares`: functions of one device's share of arrays.
 - `quantised`: arrays in eight bits; `compressed_moments`: Adam with moments in 2 bytes or 1 byte a parameter.
 - `memory`: what the backward pass keeps, and parameters that wait in the memory of the host.
